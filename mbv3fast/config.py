@@ -1,0 +1,239 @@
+"""The two networks as tables, and how width, squeeze-excite and source variants derive from them.
+
+Tables 1 and 2 of Howard et al. 2019, "Searching for MobileNetV3" (arXiv 1905.02244). No torch in here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+Activation = Literal["relu", "hardswish"]
+Variant = Literal["large", "small"]
+WidthRule = Literal["torchvision", "timm"]
+
+
+class Row(NamedTuple):
+    """One line of the paper's tables."""
+
+    kernel: int
+    expanded: int
+    out: int
+    squeeze_excite: bool
+    activation: Activation
+    stride: int
+
+
+_R: Activation = "relu"
+_H: Activation = "hardswish"
+
+ROWS: dict[Variant, tuple[Row, ...]] = {
+    "large": (
+        Row(3, 16, 16, False, _R, 1),
+        Row(3, 64, 24, False, _R, 2),
+        Row(3, 72, 24, False, _R, 1),
+        Row(5, 72, 40, True, _R, 2),
+        Row(5, 120, 40, True, _R, 1),
+        Row(5, 120, 40, True, _R, 1),
+        Row(3, 240, 80, False, _H, 2),
+        Row(3, 200, 80, False, _H, 1),
+        Row(3, 184, 80, False, _H, 1),
+        Row(3, 184, 80, False, _H, 1),
+        Row(3, 480, 112, True, _H, 1),
+        Row(3, 672, 112, True, _H, 1),
+        Row(5, 672, 160, True, _H, 2),
+        Row(5, 960, 160, True, _H, 1),
+        Row(5, 960, 160, True, _H, 1),
+    ),
+    "small": (
+        Row(3, 16, 16, True, _R, 2),
+        Row(3, 72, 24, False, _R, 2),
+        Row(3, 88, 24, False, _R, 1),
+        Row(5, 96, 40, True, _H, 2),
+        Row(5, 240, 40, True, _H, 1),
+        Row(5, 240, 40, True, _H, 1),
+        Row(5, 120, 48, True, _H, 1),
+        Row(5, 144, 48, True, _H, 1),
+        Row(5, 288, 96, True, _H, 2),
+        Row(5, 576, 96, True, _H, 1),
+        Row(5, 576, 96, True, _H, 1),
+    ),
+}
+STEM = 16
+LAST_CONV: dict[Variant, int] = {"large": 960, "small": 576}
+HIDDEN: dict[Variant, int] = {"large": 1280, "small": 1024}
+# Blocks per stage, as timm groups them: each stage begins where the width or the stride changes.
+STAGES: dict[Variant, tuple[int, ...]] = {"large": (1, 2, 3, 4, 2, 3), "small": (1, 2, 3, 2, 3)}
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """An inverted residual: expand, depthwise, squeeze_excite, project; `squeeze` 0 means no squeeze-excite."""
+
+    in_channels: int
+    kernel: int
+    expanded: int
+    out_channels: int
+    squeeze: int
+    activation: Activation
+    stride: int
+    skip: bool = True
+    squeeze_activation: Activation = "relu"
+
+    @property
+    def has_expand(self) -> bool:
+        return self.expanded != self.in_channels
+
+    @property
+    def has_residual(self) -> bool:
+        return self.skip and self.stride == 1 and self.in_channels == self.out_channels
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Everything that defines a network's function but its weights."""
+
+    variant: Variant
+    stem: int
+    blocks: tuple[BlockConfig, ...]
+    last_convs: tuple[int, ...]
+    hidden: int
+    num_classes: int = 1000
+    in_chans: int = 3
+    activation: Activation = "hardswish"
+    head_bias: bool = True
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.01
+    tf_same_padding: bool = False
+    dropout: float = 0.2
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form; `from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> NetworkConfig:
+        """Rebuild a config that `to_dict` wrote; TypeError where a field is missing, unknown or mistyped."""
+        template = network("small").to_dict()
+        _check_fields("config", data, template)
+        for block in data["blocks"]:
+            _check_fields("config.blocks", block, template["blocks"][0])
+        blocks = tuple(BlockConfig(**block) for block in data["blocks"])
+        return cls(**{**data, "blocks": blocks, "last_convs": tuple(data["last_convs"])})
+
+
+def _check_fields(name: str, data: Any, template: dict[str, Any]) -> None:
+    if not isinstance(data, dict) or set(data) != set(template):
+        raise TypeError(f"{name}: got {data!r}, needs the fields {sorted(template)}")
+    for field, example in template.items():
+        kinds = (list, tuple) if isinstance(example, tuple) else (type(example),)
+        if type(data[field]) not in kinds:
+            raise TypeError(f"{name}.{field}: got {data[field]!r}, needs {type(example).__name__}")
+
+
+@dataclass(frozen=True)
+class SourceTraits:
+    """What the weights of one project imply and a state dict doesn't say."""
+
+    se_divisor: int
+    bn_eps: float
+    tf_same_padding: bool
+    width_rule: WidthRule
+
+
+SOURCES: dict[str, SourceTraits] = {
+    "seed": SourceTraits(1, 1e-5, False, "torchvision"),
+    "torchvision": SourceTraits(8, 1e-3, False, "torchvision"),
+    "timm": SourceTraits(8, 1e-5, False, "timm"),
+    "timm-tf": SourceTraits(8, 1e-3, True, "timm"),
+}
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Round to a multiple of `divisor`, never below 90% of `value` (the rule of the paper's own code)."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def squeeze_width(expanded: int, se_divisor: int) -> int:
+    """Hidden width of a squeeze-excite: a quarter, rounded to `se_divisor` (1: exactly C // 4)."""
+    return make_divisible(expanded // 4, se_divisor)
+
+
+def network(
+    variant: Variant,
+    *,
+    width_mult: float = 1.0,
+    width_rule: WidthRule = "torchvision",
+    se_divisor: int = 1,
+    minimal: bool = False,
+    **options: Any,
+) -> NetworkConfig:
+    """The config of a variant at a width; `options` are NetworkConfig's remaining fields.
+
+    `width_rule` says whose rounding a width other than 1 follows: torchvision's scales every channel of
+    the tables, timm's scales outputs and multiplies them by the expansion ratio, keeps the classifier's
+    hidden width and, below 0.75, the stem. `minimal` is the paper's variant without squeeze-excite,
+    hardswish and 5x5 kernels.
+    """
+    if not width_mult > 0:
+        raise ValueError(f"width_mult: got {width_mult}, needs a number above 0")
+    if se_divisor not in (1, 8):
+        raise ValueError(f"se_divisor: got {se_divisor}, needs 1 (exactly C // 4) or 8 (rounded to multiples of 8)")
+    timm = width_rule == "timm"
+
+    def scale(channels: float) -> int:
+        return int(channels) if width_mult == 1 else make_divisible(channels * width_mult)
+
+    stem = STEM if timm and width_mult < 0.75 else scale(STEM)
+    blocks: list[BlockConfig] = []
+    in_table, width = STEM, stem
+    for row in ROWS[variant]:
+        ratio = round(row.expanded / in_table, 2)
+        expanded = make_divisible(width * ratio) if timm and width_mult != 1 else scale(row.expanded)
+        blocks.append(
+            BlockConfig(
+                in_channels=width,
+                kernel=3 if minimal else row.kernel,
+                # Without an expansion in the table, the depthwise works on whatever comes in.
+                expanded=width if row.expanded == in_table else expanded,
+                out_channels=scale(row.out),
+                squeeze=squeeze_width(expanded, se_divisor) if row.squeeze_excite and not minimal else 0,
+                activation="relu" if minimal else row.activation,
+                stride=row.stride,
+            )
+        )
+        in_table, width = row.out, scale(row.out)
+    return NetworkConfig(
+        variant=variant,
+        stem=stem,
+        blocks=tuple(blocks),
+        last_convs=(scale(LAST_CONV[variant]) if timm else 6 * width,),
+        hidden=HIDDEN[variant] if timm else scale(HIDDEN[variant]),
+        activation="relu" if minimal else "hardswish",
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class FeatureLevel:
+    """The last feature map of one stride: the output of `features[index]`."""
+
+    index: int
+    channels: int
+    stride: int
+
+
+def feature_levels(config: NetworkConfig) -> tuple[FeatureLevel, ...]:
+    """The feature pyramid: one level for each of the strides 2, 4, 8, 16, 32."""
+    outputs = [(config.stem, 2)]
+    for block in config.blocks:
+        outputs.append((block.out_channels, outputs[-1][1] * block.stride))
+    outputs.extend((width, outputs[-1][1]) for width in config.last_convs)
+    last_of_stride = {stride: FeatureLevel(i, channels, stride) for i, (channels, stride) in enumerate(outputs)}
+    return tuple(last_of_stride.values())
+
+
+def with_overrides(config: NetworkConfig, **fields: Any) -> NetworkConfig:
+    """`config` with each field that isn't None replaced."""
+    return replace(config, **{name: value for name, value in fields.items() if value is not None})

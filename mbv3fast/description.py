@@ -1,0 +1,55 @@
+"""What travels beside the tensors of a checkpoint: the config, the preprocessing, the labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mbv3fast.config import NetworkConfig
+from mbv3fast.preprocess import Preprocess
+
+METADATA_KEY = "mbv3fast"
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network's function but for its tensors; stored as JSON in safetensors and state dict metadata."""
+
+    config: NetworkConfig
+    preprocess: Preprocess
+    labels: tuple[str, ...] | None = None
+
+    def to_json(self) -> str:
+        labels = list(self.labels) if self.labels else None
+        fields = {"config": self.config.to_dict(), "preprocess": self.preprocess.to_dict(), "labels": labels}
+        return json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        """Read what `to_json` wrote; ValueError where the text, which may come from anywhere, is not that."""
+        try:
+            fields = json.loads(text)
+            labels = fields["labels"]
+            if labels is not None and not all(isinstance(label, str) for label in labels):
+                raise TypeError("labels are not strings")
+            return cls(
+                NetworkConfig.from_dict(fields["config"]),
+                Preprocess.from_dict(fields["preprocess"]),
+                tuple(labels) if labels else None,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"mbv3fast metadata is damaged: {type(error).__name__}: {error}") from error
+
+
+def describe(metadata: dict[str, Any], description: Description) -> None:
+    """Put `description` into a state dict's per-module metadata, where PyTorch keeps its version numbers."""
+    metadata[METADATA_KEY] = description.to_json()
+
+
+def read_description(state_dict: Mapping[str, Any]) -> Description | None:
+    """The description that a state dict of ours carries, None for anybody else's (or a plain dict copy)."""
+    metadata = getattr(state_dict, "_metadata", None) or {}
+    text = metadata.get("", {}).get(METADATA_KEY)
+    return None if text is None else Description.from_json(text)

@@ -1,0 +1,215 @@
+"""`large` and `small`: from arguments and weights to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+import torch
+from torch import Tensor
+
+from mbv3fast.config import SOURCES, NetworkConfig, Variant, network, squeeze_width, with_overrides
+from mbv3fast.description import Description
+from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3, build, logger
+from mbv3fast.preprocess import Preprocess
+from mbv3fast.weights import Checkpoint, WeightsError, read
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_DOC = """MobileNetV3-{Variant} (Howard et al. 2019, table {table}), {size} at 1000 classes, as a `torch.nn.Module`.
+
+    Input [N, in_chans, H, W], N >= 1, H and W >= 32, float32, float16 or bfloat16; output [N, num_classes].
+    In eval under `torch.inference_mode()` the batch norms are folded and the network runs fused.
+
+    weights: a state dict (ours, torchvision's, timm's, the seed's), a .safetensors or .pth path, "DEFAULT" or
+        another published name, a member of torchvision's weights enums, "hf-hub:timm/…", or "digits", the small
+        checkpoint that the package carries. The architecture follows from it.
+    source: "seed", "torchvision", "timm" or "timm-tf". With `weights`, whose they are where keys and shapes leave
+        a doubt; without, whose architecture to build (the seed's).
+    num_classes: outputs, 1000 by default; 0 gives the embedding. Other than the checkpoint's: a fresh last layer.
+    in_chans: channels of the input, 3 by default. Other than the checkpoint's: its stem is summed or tiled to fit.
+    width_mult: multiplies the channel widths, rounded as `source` does it.
+    dropout, bn_eps, bn_momentum: 0.2, by source (1e-5 for the seed), 0.01.
+    se_divisor: 1, squeeze-excite widths of exactly C // 4 (the seed's), or 8, rounded (torchvision's and timm's).
+    tf_same_padding: TensorFlow's 'same' padding at stride 2.
+    minimal: no squeeze-excite, no hardswish, no 5x5 kernels (timm's `minimal` models).
+    backend: "auto", "cuda", "triton" or "torch"; an explicit one that can't serve raises BackendError.
+    features_only: a module that returns feature maps of strides 2 to 32, those of `out_indices`.
+
+    Raises WeightsError (a ValueError) for weights that can't be read or fitted, ValueError for other arguments.
+    """
+
+
+def _factory(variant: Variant, **named: Any) -> FusedMobileNetV3 | FusedFeatureExtractor:
+    weights, num_classes, in_chans = (named.pop(key) for key in ("weights", "num_classes", "in_chans"))
+    shape = {key: named.pop(key) for key in ("width_mult", "se_divisor", "minimal")}
+    settings = {key: named.pop(key) for key in ("dropout", "bn_eps", "bn_momentum", "tf_same_padding")}
+    source = named.pop("source")
+    if in_chans is not None and in_chans < 1:
+        raise ValueError(f"in_chans: got {in_chans}, needs 1 or more")
+    if weights is None:
+        config = _fresh_config(variant, source, shape, settings)
+        config = with_overrides(config, num_classes=num_classes, in_chans=in_chans)
+        return build(config, **named)
+    said = {key: settings[key] for key in ("bn_eps", "tf_same_padding")}
+    checkpoint = read(weights, variant=variant, source=source, **said)
+    _check_agreement(checkpoint.config, variant, shape)
+    checkpoint = _adapt(checkpoint, num_classes, in_chans)
+    model = build(with_overrides(checkpoint.config, **settings), checkpoint.description.preprocess, **named)
+    if isinstance(model, FusedFeatureExtractor):
+        kept = model.state_dict()
+        model.load_state_dict({key: checkpoint.state[key] for key in kept})
+    else:
+        model.load_state_dict(checkpoint.state)
+        model.labels = checkpoint.description.labels
+    return model
+
+
+def _fresh_config(
+    variant: Variant, source: str | None, shape: dict[str, Any], settings: dict[str, Any]
+) -> NetworkConfig:
+    if source is not None and source not in SOURCES:
+        raise ValueError(f"source: got {source!r}, needs one of {', '.join(SOURCES)}")
+    # se_divisor alone names the peers' network too: eps is then torchvision's.
+    traits = SOURCES[source or ("torchvision" if shape["se_divisor"] == 8 else "seed")]
+    config = network(
+        variant,
+        width_mult=1.0 if shape["width_mult"] is None else shape["width_mult"],
+        width_rule=traits.width_rule,
+        se_divisor=traits.se_divisor if shape["se_divisor"] is None else shape["se_divisor"],
+        minimal=bool(shape["minimal"]),
+        bn_eps=traits.bn_eps,
+        tf_same_padding=traits.tf_same_padding,
+    )
+    return with_overrides(config, **settings)
+
+
+def _check_agreement(config: NetworkConfig, variant: Variant, shape: dict[str, Any]) -> None:
+    """The checkpoint decides the architecture; an argument that says otherwise is an error, not a wish."""
+    if config.variant != variant:
+        raise WeightsError(f"weights: these belong to mbv3fast.{config.variant}(), not to {variant}()")
+    divisor = shape["se_divisor"]
+    for block in config.blocks:
+        if divisor and block.squeeze and block.squeeze != squeeze_width(block.expanded, divisor):
+            raise WeightsError(f"se_divisor: got {divisor}, but the weights have {block.squeeze} of {block.expanded}")
+    if shape["width_mult"] is not None:
+        wanted = {
+            tuple(b.out_channels for b in network(variant, width_mult=shape["width_mult"], width_rule=rule).blocks)
+            for rule in ("torchvision", "timm")
+        }
+        got = tuple(block.out_channels for block in config.blocks)
+        if got not in wanted:
+            raise WeightsError(f"width_mult: got {shape['width_mult']}, but the weights have block outputs {got}")
+    if shape["minimal"] is not None and shape["minimal"] == any(block.squeeze for block in config.blocks):
+        raise WeightsError(f"minimal: got {shape['minimal']}, but the weights say otherwise")
+
+
+def _adapt(checkpoint: Checkpoint, num_classes: int | None, in_chans: int | None) -> Checkpoint:
+    """Fit another number of classes (fresh last layer) or input channels (summed or tiled stem), if asked for."""
+    state, config = dict(checkpoint.state), checkpoint.config
+    preprocess, labels = checkpoint.description.preprocess, checkpoint.description.labels
+    if num_classes is not None and num_classes != config.num_classes:
+        logger.info("weights are for %d classes, %d wanted: the last layer is fresh", config.num_classes, num_classes)
+        state.pop("classifier.3.weight", None)
+        state.pop("classifier.3.bias", None)
+        if num_classes:
+            last = torch.nn.Linear(config.hidden, num_classes)
+            torch.nn.init.normal_(last.weight, 0, 0.01)
+            torch.nn.init.zeros_(last.bias)
+            state |= {"classifier.3.weight": last.weight.detach(), "classifier.3.bias": last.bias.detach()}
+        config, labels = replace(config, num_classes=num_classes), None
+    if in_chans is not None and in_chans != config.in_chans:
+        state["features.0.0.weight"] = _adapt_stem(state["features.0.0.weight"], in_chans)
+        config, preprocess = replace(config, in_chans=in_chans), Preprocess.default(in_chans)
+    return Checkpoint(state, Description(config, preprocess, labels))
+
+
+def _adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
+    """Sum the channels for one, else tile them and keep the response to an equal input, as timm does."""
+    if in_chans == 1:
+        return weight.sum(dim=1, keepdim=True)
+    channels = weight.shape[1]
+    tiled = weight.repeat(1, -(-in_chans // channels), 1, 1)[:, :in_chans]
+    return tiled * (channels / in_chans)
+
+
+class Options(TypedDict, total=False):
+    """The arguments that classifiers and feature extractors share."""
+
+    source: str | None
+    num_classes: int | None
+    in_chans: int | None
+    width_mult: float | None
+    dropout: float | None
+    bn_eps: float | None
+    bn_momentum: float | None
+    se_divisor: int | None
+    tf_same_padding: bool | None
+    minimal: bool | None
+    backend: str
+
+
+@overload
+def large(weights: Any = ..., *, features_only: Literal[False] = ..., **rest: Unpack[Options]) -> FusedMobileNetV3: ...
+@overload
+def large(
+    weights: Any = ...,
+    *,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = ...,
+    **rest: Unpack[Options],
+) -> FusedFeatureExtractor: ...
+def large(
+    weights: Any = None,
+    *,
+    source: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    width_mult: float | None = None,
+    dropout: float | None = None,
+    bn_eps: float | None = None,
+    bn_momentum: float | None = None,
+    se_divisor: int | None = None,
+    tf_same_padding: bool | None = None,
+    minimal: bool | None = None,
+    backend: str = "auto",
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+) -> FusedMobileNetV3 | FusedFeatureExtractor:
+    return _factory("large", **locals())
+
+
+@overload
+def small(weights: Any = ..., *, features_only: Literal[False] = ..., **rest: Unpack[Options]) -> FusedMobileNetV3: ...
+@overload
+def small(
+    weights: Any = ...,
+    *,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = ...,
+    **rest: Unpack[Options],
+) -> FusedFeatureExtractor: ...
+def small(
+    weights: Any = None,
+    *,
+    source: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    width_mult: float | None = None,
+    dropout: float | None = None,
+    bn_eps: float | None = None,
+    bn_momentum: float | None = None,
+    se_divisor: int | None = None,
+    tf_same_padding: bool | None = None,
+    minimal: bool | None = None,
+    backend: str = "auto",
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+) -> FusedMobileNetV3 | FusedFeatureExtractor:
+    return _factory("small", **locals())
+
+
+large.__doc__ = _DOC.format(Variant="Large", table=1, size="5.48 M parameters")
+small.__doc__ = _DOC.format(Variant="Small", table=2, size="2.54 M parameters")

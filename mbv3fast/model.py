@@ -1,0 +1,238 @@
+"""MobileNetV3 in plain PyTorch: what trains, what runs anywhere, and the reference of every kernel."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mbv3fast.config import FeatureLevel, NetworkConfig, feature_levels, with_overrides
+from mbv3fast.description import Description, describe, read_description
+from mbv3fast.layers import ConvBNAct, InvertedResidual, activation_module, first_conv, initialise
+from mbv3fast.preprocess import Preprocess
+
+MIN_SIZE = 32
+_WIDTHS_DIFFER = (
+    "; the squeeze-excite widths differ: se_divisor=1 is the seed's (C // 4), 8 torchvision's and timm's; "
+    "build with the other, or with weights=, which follows the checkpoint"
+)
+
+
+class Backbone(nn.Module):
+    """What the classifier and the feature extractor share: `features`, its levels and its preprocessing."""
+
+    def __init__(self, config: NetworkConfig, preprocess: Preprocess | None = None) -> None:
+        super().__init__()
+        stem = ConvBNAct(config.in_chans, config.stem, 3, config, stride=2, activation=config.activation)
+        blocks = [InvertedResidual(block, config) for block in config.blocks]
+        widths = [config.blocks[-1].out_channels, *config.last_convs]
+        last = [
+            ConvBNAct(before, after, 1, config, activation=config.activation)
+            for before, after in itertools.pairwise(widths)
+        ]
+        self.features = nn.Sequential(stem, *blocks, *last)
+        self.config = config
+        self.preprocess = preprocess or Preprocess.default(config.in_chans)
+
+    @property
+    def feature_levels(self) -> tuple[FeatureLevel, ...]:
+        """(index into `features`, channels, stride) of the pyramid's five levels."""
+        return feature_levels(self.config)
+
+    def transforms(self) -> Preprocess:
+        """The preprocessing that the weights were trained with: PIL image or uint8 tensor to [C, H, W] floats."""
+        return self.preprocess
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32]."""
+        if not isinstance(x, Tensor) or torch.compiler.is_compiling():
+            return  # traced or symbolic inputs have no sizes to look at
+        if x.dim() != 4:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, needs 4 dimensions [N, C, H, W]")
+        batch, channels, height, width = x.shape
+        stem = first_conv(self.features)
+        wanted = channels if stem is None else stem.in_channels
+        if channels != wanted:
+            hint = "; the layout is NCHW" if x.shape[3] == wanted else ""
+            raise ValueError(f"x: got {channels} channels in shape {tuple(x.shape)}, needs {wanted}{hint}")
+        if batch < 1:
+            raise ValueError(f"x: got an empty batch {tuple(x.shape)}, needs N >= 1")
+        if min(height, width) < MIN_SIZE:
+            raise ValueError(f"x: got height {height}, width {width}, needs at least {MIN_SIZE} of each")
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if stem is not None and stem.weight.dtype != x.dtype and not autocast:
+            raise ValueError(
+                f"x: got dtype {x.dtype}, the model's weights are {stem.weight.dtype}; convert one of them"
+            )
+
+
+class MobileNetV3(Backbone):
+    """The classifier of Howard et al. 2019 (arXiv 1905.02244), with torchvision's module names.
+
+    Input [N, in_chans, H, W] of the weights' dtype (float32, float16, bfloat16), N >= 1, H and W >= 32;
+    output [N, num_classes], or the embedding [N, num_features of the head] where num_classes is 0.
+    Raises ValueError where an input has another shape or dtype.
+    """
+
+    def __init__(self, config: NetworkConfig, preprocess: Preprocess | None = None) -> None:
+        super().__init__(config, preprocess)
+        self.labels: tuple[str, ...] | None = None
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        head = nn.Linear(config.last_convs[-1], config.hidden, bias=config.head_bias)
+        self.classifier = nn.Sequential(
+            head,
+            activation_module(config.activation),
+            nn.Dropout(config.dropout, inplace=True),
+            _classifier_layer(config.hidden, config.num_classes),
+        )
+        initialise(self)
+        self.register_state_dict_post_hook(_describe_state_dict)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of `forward_features`' output."""
+        return self.config.last_convs[-1]
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of the embedding before the last layer."""
+        return self.config.hidden
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the last layer as it is now; 0 where there is none."""
+        last = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else None
+        return getattr(last, "out_features", 0)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[N, in_chans, H, W] to the last feature map [N, num_features, ceil(H / 32), ceil(W / 32)]."""
+        self.check_input(x)
+        return self.features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last feature map to logits [N, num_classes], or the embedding [N, hidden] with `pre_logits`."""
+        pooled = torch.flatten(self.avgpool(x), 1)
+        return (self.classifier[:-1] if pre_logits else self.classifier)(pooled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reference_forward(x)
+
+    def reference_forward(self, x: Tensor) -> Tensor:
+        """The forward module by module, by no engine: the definition of right."""
+        return MobileNetV3.forward_head(self, MobileNetV3.forward_features(self, x))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.classifier[-1]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last layer by a fresh one of `num_classes` outputs; 0 leaves the embedding."""
+        like = next(self.classifier[0].parameters())
+        last = _classifier_layer(self.config.hidden, num_classes).to(like.device, like.dtype)
+        self.classifier[-1] = last.train(self.training)
+        initialise(self.classifier[-1])
+        self.config = with_overrides(self.config, num_classes=num_classes)
+        self.labels = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As nn.Module's, but a strict load that can't fit is refused before anything is copied.
+
+        Raises RuntimeError with the first offending key and what to do.
+        """
+        if strict:
+            _refuse_misfit(self, state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def description(self) -> Description:
+        """What a state dict can't say and its reader needs."""
+        config = with_overrides(self.config, num_classes=self.num_classes)
+        return Description(config, self.preprocess, self.labels)
+
+
+class FeatureInfo(tuple[FeatureLevel, ...]):
+    """The levels that a FeatureExtractor puts out, with timm's accessors."""
+
+    def channels(self) -> list[int]:
+        return [level.channels for level in self]
+
+    def reduction(self) -> list[int]:
+        return [level.stride for level in self]
+
+    def module_name(self) -> list[str]:
+        return [f"features.{level.index}" for level in self]
+
+
+class FeatureExtractor(Backbone):
+    """The pyramid: [N, in_chans, H, W] to a list of feature maps, one for each of `out_indices`.
+
+    Levels 0 to 4 have strides 2 to 32; `feature_info` says what comes out, in order.
+    """
+
+    def __init__(
+        self, config: NetworkConfig, preprocess: Preprocess | None = None, out_indices: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(config, preprocess)
+        count = len(self.feature_levels)
+        indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
+        if not indices or not all(-count <= i < count for i in indices):
+            raise ValueError(f"out_indices: got {indices}, needs levels from 0 to {count - 1}")
+        self.levels = tuple(self.feature_levels[i] for i in sorted({i % count for i in indices}))
+        self.features = nn.Sequential(*list(self.features)[: self.levels[-1].index + 1])
+        initialise(self)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """`channels()`, `reduction()` and `module_name()` of the outputs, in order, as timm gives them."""
+        return FeatureInfo(self.levels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.reference_forward(x)
+
+    def reference_forward(self, x: Tensor) -> list[Tensor]:
+        """The forward module by module, by no engine."""
+        self.check_input(x)
+        taps = {level.index for level in self.levels}
+        outputs = []
+        for index, module in enumerate(self.features):
+            x = module(x)
+            if index in taps:
+                outputs.append(x)
+        return outputs
+
+
+def _classifier_layer(hidden: int, num_classes: int) -> nn.Module:
+    if num_classes < 0:
+        raise ValueError(f"num_classes: got {num_classes}, needs 0 (no classifier) or more")
+    return nn.Linear(hidden, num_classes) if num_classes else nn.Identity()
+
+
+def _describe_state_dict(module: nn.Module, _state_dict: Any, _prefix: str, metadata: dict[str, Any]) -> None:
+    """Let the state dict carry, beside PyTorch's version numbers, what its tensors can't say."""
+    assert isinstance(module, MobileNetV3)
+    describe(metadata, module.description())
+
+
+def _refuse_misfit(model: MobileNetV3, state_dict: Mapping[str, Any]) -> None:
+    own = model.state_dict()
+    for key, tensor in own.items():
+        if key not in state_dict:
+            raise RuntimeError(f"load_state_dict: {key} is missing; other projects' names load through `weights=`")
+        got, needed = tuple(state_dict[key].shape), tuple(tensor.shape)
+        if got != needed:
+            advice = _WIDTHS_DIFFER if ".fc1." in key or ".fc2." in key else ""
+            raise RuntimeError(f"load_state_dict: {key} has shape {got}, the model needs {needed}{advice}")
+    for key in state_dict:
+        if key not in own:
+            raise RuntimeError(f"load_state_dict: {key} is not a key of this model")
+    described = read_description(state_dict)
+    for field in ("bn_eps", "tf_same_padding", "activation"):
+        ours = getattr(model.config, field)
+        theirs = getattr(described.config, field) if described else ours
+        if ours != theirs:
+            raise RuntimeError(
+                f"load_state_dict: these weights belong to {field}={theirs}, the model has {ours}; "
+                "build it with weights=, which follows the checkpoint"
+            )

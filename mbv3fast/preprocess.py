@@ -1,0 +1,107 @@
+"""Images to network input, the way a set of weights was evaluated: resize, centre crop, normalise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Callable: PIL image, or uint8 tensor [C, H, W], to float32 [C, crop, crop].
+
+    The shorter side is resized to `resize` (antialiased), the centre `crop` x `crop` is cut out, scaled to
+    0..1 and normalised by `mean` and `std`, one number a channel: three read images as RGB, one as grey.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(f"crop: got {self.crop}, needs 1 to resize={self.resize}")
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean, std: got {len(self.mean)} and {len(self.std)} numbers, needs one a channel")
+        if not all(s > 0 for s in self.std):
+            raise ValueError(f"std: got {self.std}, needs numbers above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation: got {self.interpolation!r}, needs one of {sorted(INTERPOLATIONS)}")
+
+    @classmethod
+    def default(cls, channels: int) -> Preprocess:
+        """ImageNet's for three channels, mean 0.5 and std 0.5 for any other number."""
+        return cls() if channels == 3 else cls(mean=(0.5,) * channels, std=(0.5,) * channels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form; `from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Preprocess:
+        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        pixels = self._from_tensor(image) if isinstance(image, Tensor) else self._from_pil(image)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def _from_pil(self, image: Image.Image) -> Tensor:
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"image: got {type(image).__name__}, needs a PIL image or a uint8 tensor [C, H, W]")
+        modes = {1: "L", 3: "RGB", 4: "RGBA"}
+        if len(self.mean) not in modes:
+            raise TypeError(f"image: {len(self.mean)} channels are no PIL mode; pass a uint8 tensor [C, H, W]")
+        width, height = self._resized(*image.size)
+        image = _to_mode(image, modes[len(self.mean)])
+        image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        left, top = self._offset(width), self._offset(height)
+        pixels = np.array(image.crop((left, top, left + self.crop, top + self.crop)))
+        channels_last = torch.from_numpy(pixels.reshape(self.crop, self.crop, -1))
+        return channels_last.permute(2, 0, 1).to(torch.float32).div(255)
+
+    def _from_tensor(self, image: Tensor) -> Tensor:
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != len(self.mean):
+            raise TypeError(
+                f"image: got {image.dtype} {tuple(image.shape)}, needs uint8 [{len(self.mean)}, H, W] or a PIL image"
+            )
+        width, height = self._resized(image.shape[2], image.shape[1])
+        resized = F.interpolate(
+            image[None].to(torch.float32), (height, width), mode=self.interpolation, antialias=True, align_corners=False
+        )[0]
+        left, top = self._offset(width), self._offset(height)
+        cropped = resized[:, top : top + self.crop, left : left + self.crop]
+        return cropped.round().clamp(0, 255).div(255)  # rounded, as an 8-bit resize would
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        short = min(width, height)
+        return (self.resize * width // short, self.resize * height // short)
+
+    def _offset(self, size: int) -> int:
+        return round((size - self.crop) / 2.0)
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image` in `mode`; 16-bit and float greys are scaled to 8 bits, where PIL would clip them to white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        grey = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if grey.max(initial=0) > 255 else 255.0 if grey.max(initial=0) > 1 else 1.0
+        image = Image.fromarray((np.clip(grey / top, 0, 1) * 255).round().astype(np.uint8))
+    return image.convert(mode)

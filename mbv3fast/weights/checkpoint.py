@@ -1,0 +1,187 @@
+"""Weights from anywhere to one form: our names, our shapes, and everything the network needs to know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbv3fast.assets import DIGITS_CHECKPOINT
+from mbv3fast.config import SOURCES, NetworkConfig, SourceTraits, Variant
+from mbv3fast.description import Description, read_description
+from mbv3fast.model import MobileNetV3
+from mbv3fast.preprocess import Preprocess
+from mbv3fast.weights.errors import WeightsError
+from mbv3fast.weights.files import read_file, unwrap
+from mbv3fast.weights.names import Kind, pairs
+from mbv3fast.weights.published import HUB_PREFIX, PUBLISHED, enum_name, fetch, fetch_hub, resolve_name
+from mbv3fast.weights.recognise import (
+    check_widths,
+    default_traits,
+    recognise_config,
+    recognise_kind,
+    recognise_layout,
+)
+
+_OF_KIND: dict[Kind, tuple[str, ...]] = {
+    "torchvision": tuple(SOURCES),  # ours too, whatever they were converted from
+    "timm": ("timm", "timm-tf"),
+    "seed": ("seed",),
+}
+_TIMM_PREPROCESS = {
+    "timm": Preprocess(interpolation="bicubic"),
+    "timm-tf": Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by our names and shapes, and the description of their network."""
+
+    state: dict[str, Tensor]
+    description: Description
+
+    @property
+    def config(self) -> NetworkConfig:
+        return self.description.config
+
+
+def read(
+    weights: Any,
+    *,
+    variant: Variant = "large",
+    source: str | None = None,
+    bn_eps: float | None = None,
+    tf_same_padding: bool | None = None,
+) -> Checkpoint:
+    """Read `weights`: a state dict, a path, a published name, a torchvision enum member or "hf-hub:timm/…".
+
+    variant: whose published weights a name such as "DEFAULT" means; nothing else depends on it.
+    source: "seed", "torchvision", "timm" or "timm-tf": whose weights they are, where keys and shapes leave a doubt.
+    bn_eps, tf_same_padding: said outright, these settle the doubt too.
+
+    Raises WeightsError, naming the first offending key, where weights are unreadable, unknown or ambiguous.
+    """
+    if source is not None and source not in SOURCES:
+        raise WeightsError(f"source: got {source!r}, needs one of {', '.join(SOURCES)}")
+    raw, description, preprocess, source = _resolve(weights, variant, source)
+    state = unwrap(raw)
+    said = _said(bn_eps, tf_same_padding)
+    if description is not None:
+        if source is not None and not _agrees(description.config, SOURCES[source]):
+            raise WeightsError(f"source: got {source!r}, but the file itself says {description.config}")
+        description = replace(description, config=replace(description.config, **said))
+        return Checkpoint(_fit(state, "torchvision", description.config, None), description)
+    kind = recognise_kind(state)
+    if source is not None and source not in _OF_KIND[kind]:
+        raise WeightsError(f"source: got {source!r}, but the keys are those of {kind}")
+    layout = recognise_layout(state, kind)
+    config = recognise_config(state, kind, layout)
+    check_widths(config, layout, ("timm",) if kind == "timm" else ("torchvision", "timm"))
+    traits = default_traits(kind, config)
+    if traits is None or (source is not None and kind == "torchvision"):
+        traits = SOURCES[source] if source is not None else _settled(kind, said)
+    elif source == "timm-tf":
+        raise WeightsError("source: got 'timm-tf', but a conv_head without bias is timm's mobilenetv3_rw: use 'timm'")
+    fields = {"bn_eps": traits.bn_eps, "tf_same_padding": traits.tf_same_padding, **said}
+    config = replace(config, **fields)
+    if preprocess is None and config.in_chans == 3:
+        preprocess = _TIMM_PREPROCESS.get("timm-tf" if traits.tf_same_padding else "timm") if kind == "timm" else None
+    described = Description(config, preprocess or Preprocess.default(config.in_chans))
+    return Checkpoint(_fit(state, kind, config, pairs(layout, kind)), described)
+
+
+def _resolve(
+    weights: Any, variant: Variant, source: str | None
+) -> tuple[Any, Description | None, Preprocess | None, str | None]:
+    """(state dict, its own description, known preprocessing, source) of whatever `weights` is."""
+    name = enum_name(weights, variant) or weights
+    if isinstance(name, str):
+        published = resolve_name(name, variant)
+        if published is not None:
+            return fetch(published), None, published.preprocess, source or "torchvision"
+        if name.startswith(HUB_PREFIX):
+            hub = fetch_hub(name)
+            return hub.state, None, hub.preprocess, source or hub.source
+        if name == "digits":
+            name = str(DIGITS_CHECKPOINT)
+        elif not Path(name).exists() and not Path(name).suffix:
+            known = ", ".join(["DEFAULT", *PUBLISHED[variant], "digits", HUB_PREFIX + "timm/…"])
+            raise WeightsError(f"weights: got {name!r}, needs a state dict, a path, or one of {known}")
+    if isinstance(name, (str, os.PathLike)):
+        state, description = read_file(Path(name))
+        return state, description or _described(state), None, source
+    return name, _described(name), None, source
+
+
+def _described(state: Any) -> Description | None:
+    if not isinstance(state, Mapping):
+        return None
+    try:
+        return read_description(state)
+    except ValueError as error:
+        raise WeightsError(f"weights: {error}") from error
+
+
+def _said(bn_eps: float | None, tf_same_padding: bool | None) -> dict[str, Any]:
+    fields = {"bn_eps": bn_eps, "tf_same_padding": tf_same_padding}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _agrees(config: NetworkConfig, traits: SourceTraits) -> bool:
+    return (config.bn_eps, config.tf_same_padding) == (traits.bn_eps, traits.tf_same_padding)
+
+
+def _settled(kind: Kind, said: dict[str, Any]) -> SourceTraits:
+    """Traits of ambiguous weights from the arguments alone; WeightsError unless they say everything."""
+    if {"bn_eps", "tf_same_padding"} <= set(said):
+        return SourceTraits(8, said["bn_eps"], said["tf_same_padding"], "timm")
+    if kind == "timm":
+        raise WeightsError(
+            "weights: timm's plain and tf_ models have the same keys and shapes but other batch-norm eps and padding; "
+            'say source="timm" (eps 1e-5, symmetric) or source="timm-tf" (eps 1e-3, TensorFlow\'s \'same\'), '
+            "or give bn_eps= and tf_same_padding="
+        )
+    raise WeightsError(
+        "weights: a network without squeeze-excite doesn't show whose eps and padding it has; "
+        f"say source= ({', '.join(SOURCES)}), or give bn_eps= and tf_same_padding="
+    )
+
+
+def _fit(
+    state: Mapping[str, Tensor], kind: Kind, config: NetworkConfig, names: list[tuple[str, str]] | None
+) -> dict[str, Tensor]:
+    """Rename and reshape to exactly what the network needs; WeightsError names the first key that doesn't fit."""
+    if len(config.blocks) > len(state):
+        raise WeightsError(f"weights: {len(config.blocks)} blocks are described, but only {len(state)} tensors given")
+    with torch.device("meta"):
+        needed = MobileNetV3(config).state_dict()
+    theirs = dict(names) if names is not None else {key: key for key in needed}
+    fitted: dict[str, Tensor] = {}
+    for key, like in needed.items():
+        name = theirs[key]
+        if name not in state and key.endswith("num_batches_tracked"):
+            fitted[key] = torch.zeros(like.shape, dtype=like.dtype)  # older checkpoints don't count batches
+            continue
+        if name not in state:
+            raise WeightsError(f"weights: {name} is missing")
+        got, wanted = tuple(state[name].shape), tuple(like.shape)
+        if _strip(got) != _strip(wanted):
+            raise WeightsError(f"weights: {name} has shape {got}, needs {wanted}")
+        fitted[key] = state[name].reshape(wanted)
+    unknown = next((key for key in state if key not in set(theirs.values())), None)
+    if unknown is not None:
+        raise WeightsError(f"weights: {unknown} belongs to no part of a {config.variant} MobileNetV3 of {kind}'s kind")
+    return fitted
+
+
+def _strip(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without the trailing ones by which a 1x1 convolution's weight differs from a linear layer's."""
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

@@ -1,0 +1,125 @@
+"""Weights by name: torchvision's published files and timm's on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+
+from mbv3fast.config import Variant
+from mbv3fast.preprocess import Preprocess
+from mbv3fast.weights.errors import WeightsError
+from mbv3fast.weights.files import read_file
+
+HUB_PREFIX = "hf-hub:"
+_BASE = "https://download.pytorch.org/models/"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of torchvision's; the hash in its name is checked after a download."""
+
+    url: str
+    preprocess: Preprocess
+
+
+PUBLISHED: dict[Variant, dict[str, Published]] = {
+    "large": {
+        "IMAGENET1K_V1": Published(_BASE + "mobilenet_v3_large-8738ca79.pth", Preprocess()),
+        "IMAGENET1K_V2": Published(_BASE + "mobilenet_v3_large-5c1a4163.pth", Preprocess(resize=232)),
+    },
+    "small": {"IMAGENET1K_V1": Published(_BASE + "mobilenet_v3_small-047dcff4.pth", Preprocess())},
+}
+
+
+def resolve_name(name: str, variant: Variant) -> Published | None:
+    """The published weights called `name` ("DEFAULT" is the newest), None where nothing is called so."""
+    known = PUBLISHED[variant]
+    return list(known.values())[-1] if name == "DEFAULT" else known.get(name)
+
+
+def enum_name(weights: Any, variant: Variant) -> str | None:
+    """The name of a member of torchvision's weights enums, None for any other object.
+
+    Told by its class's name, since torchvision need not be installed.
+    """
+    kinds: dict[str, Variant] = {"MobileNet_V3_Large_Weights": "large", "MobileNet_V3_Small_Weights": "small"}
+    kind = kinds.get(type(weights).__name__)
+    if kind is None:
+        return None
+    if kind != variant:
+        raise WeightsError(f"weights: {weights} belongs to mbv3fast.{kind}(), not to {variant}()")
+    return str(weights.name)
+
+
+def fetch(published: Published) -> Mapping[str, Any]:
+    """Download through torch.hub, or take from its cache, and read with weights_only."""
+    name = published.url.rsplit("/", 1)[1]
+    try:
+        return torch.hub.load_state_dict_from_url(
+            published.url, map_location="cpu", check_hash=True, weights_only=True, progress=False
+        )
+    except (URLError, OSError) as error:
+        raise WeightsError(
+            f"weights: {name} can't be downloaded ({error}). Without a network, fetch {published.url} elsewhere and "
+            f"pass the file's path as weights=, or put it into {Path(torch.hub.get_dir(), 'checkpoints')}"
+        ) from error
+    except RuntimeError as error:
+        raise WeightsError(f"weights: {name} arrived damaged or the cached file is: {error}") from error
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A timm model from the hub: tensors, and what its config.json says."""
+
+    state: Mapping[str, Any]
+    source: str
+    preprocess: Preprocess
+
+
+def fetch_hub(name: str) -> HubModel:
+    """Read "hf-hub:timm/<model>" through huggingface_hub (its cache, its offline switches)."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise WeightsError(f"weights: {name} needs huggingface_hub: pip install 'mbv3fast[hub]'") from error
+    repository = name.removeprefix(HUB_PREFIX)
+    try:
+        config = Path(hf_hub_download(repository, "config.json"))
+        tensors = Path(hf_hub_download(repository, "model.safetensors"))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise WeightsError(
+            f"weights: {name} can't be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}). Without a "
+            "network, fetch its model.safetensors elsewhere and pass the file's path with "
+            'source="timm", or "timm-tf" for a tf_ model'
+        ) from error
+    state, _ = read_file(tensors)
+    source, preprocess = _read_hub_config(config, name)
+    return HubModel(state, source, preprocess)
+
+
+def _read_hub_config(path: Path, name: str) -> tuple[str, Preprocess]:
+    try:
+        fields = json.loads(path.read_text())
+        architecture = str(fields["architecture"])
+        trained = fields["pretrained_cfg"]
+        crop = int(trained["input_size"][-1])
+        preprocess = Preprocess(
+            resize=math.floor(crop / float(trained["crop_pct"])),
+            crop=crop,
+            mean=tuple(trained["mean"]),
+            std=tuple(trained["std"]),
+            interpolation=str(trained["interpolation"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"weights: {name} has no timm config.json ({type(error).__name__}: {error})") from error
+    if "mobilenetv3" not in architecture:
+        raise WeightsError(f"weights: {name} is a {architecture}, not a MobileNetV3")
+    return ("timm-tf" if architecture.startswith("tf_") else "timm"), preprocess
