@@ -3,8 +3,8 @@
 from mbv3fast import weights
 from mbv3fast._version import __version__
 from mbv3fast.backend import BackendError
-from mbv3fast.factory import large, small
+from mbv3fast.factory import large, load, small
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.weights import WeightsError
 
-__all__ = ["BackendError", "Preprocess", "WeightsError", "__version__", "large", "small", "weights"]
+__all__ = ["BackendError", "Preprocess", "WeightsError", "__version__", "large", "load", "small", "weights"]

@@ -57,13 +57,28 @@ def _factory(variant: Variant, **named: Any) -> FusedMobileNetV3 | FusedFeatureE
     checkpoint = read(weights, variant=variant, source=source, **said)
     _check_agreement(checkpoint.config, variant, shape)
     checkpoint = _adapt(checkpoint, num_classes, in_chans)
-    model = build(with_overrides(checkpoint.config, **settings), checkpoint.description.preprocess, **named)
-    if isinstance(model, FusedFeatureExtractor):
-        kept = model.state_dict()
-        model.load_state_dict({key: checkpoint.state[key] for key in kept})
-    else:
-        model.load_state_dict(checkpoint.state)
+    return _filled(checkpoint, with_overrides(checkpoint.config, **settings), **named)
+
+
+def _filled(checkpoint: Checkpoint, config: NetworkConfig, **named: Any) -> FusedMobileNetV3 | FusedFeatureExtractor:
+    """A model of `config` with the checkpoint's tensors, of which a feature extractor needs only some."""
+    model = build(config, checkpoint.description.preprocess, **named)
+    model.load_state_dict({key: checkpoint.state[key] for key in model.state_dict()})
+    if isinstance(model, FusedMobileNetV3):
         model.labels = checkpoint.description.labels
+    return model
+
+
+def load(
+    weights: Any, *, variant: Variant = "large", source: str | None = None, backend: str = "auto"
+) -> FusedMobileNetV3:
+    """The model that `weights` belong to, Large or Small as they are; arguments and errors are those of `large`.
+
+    variant: "large" or "small", whose published weights a name such as "DEFAULT" means.
+    """
+    checkpoint = read(weights, variant=variant, source=source)
+    model = _filled(checkpoint, checkpoint.config, backend=backend)
+    assert isinstance(model, FusedMobileNetV3)
     return model
 
 

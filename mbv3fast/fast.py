@@ -19,6 +19,7 @@ from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features, fold_h
 from mbv3fast.freshness import Snapshot, global_hooks, untrackable
 from mbv3fast.lower import lower_torch
 from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3
+from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
 
 logger = logging.getLogger("mbv3fast")
@@ -50,6 +51,10 @@ class _Fused(Backbone):
         if isinstance(built, str):
             return Decision(False, built)
         return Decision(built.engine is not None, built.reason or decide(x.device, x.dtype).reason)
+
+    def plan(self) -> Plan:
+        """The steps that the engine runs for this model in eval. Raises UnsupportedError where PyTorch must."""
+        return self._fuse()[0].plan
 
     def repack(self) -> None:
         """Forget the folded weights, so that the next forward reads them anew.

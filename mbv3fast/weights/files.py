@@ -41,7 +41,7 @@ def write_file(path: Path, state: Mapping[str, Tensor], description: Description
     metadata = {"format": "pt", METADATA_KEY: description.to_json()}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(tensors, temporary, metadata)
+    temporary.write_bytes(safetensors.torch.save(tensors, metadata))
     temporary.replace(path)
 
 

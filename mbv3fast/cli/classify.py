@@ -1,0 +1,143 @@
+"""`mbv3fast classify`: what is on these images?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mbv3fast.assets import imagenet_labels
+from mbv3fast.cli.images import Batch, batches, find_images
+from mbv3fast.cli.journal import Journal
+from mbv3fast.cli.options import load_model, model_options, parse_device
+from mbv3fast.cli.tables import Row, write_atomically, writer_for
+from mbv3fast.fast import FusedMobileNetV3
+
+UNREADABLE = 3  # exit code
+
+
+@click.command(short_help="Say what is on images.")
+@click.argument("paths", nargs=-1, required=True)
+@model_options
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Predictions an image.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=os.cpu_count(), help="Decoding processes; 0 for none.")
+@click.option("--out", type=click.Path(path_type=Path), help="A .csv, .jsonl or .parquet file instead of the screen.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped (needs the same --out).")
+def classify(
+    paths: tuple[str, ...], top: int, batch_size: int, workers: int, out: Path | None, resume: bool, **model: Any
+) -> None:
+    """Classify images: files, folders (searched for images) or quoted patterns.
+
+    \b
+    mbv3fast classify photo.jpg
+    mbv3fast classify photos/ --out labels.csv
+    mbv3fast classify 'photos/**/*.png' --weights mine.safetensors --top 1 --out labels.parquet
+
+    An unreadable image is reported and skipped, and the exit code is 3. With --out the file appears whole when
+    the run is done; a run stopped before goes on with --resume, and ends with the same file.
+    """
+    if out is not None:
+        writer_for(out)
+    elif resume:
+        raise click.UsageError("--resume needs --out")
+    files = find_images(paths)
+    network = load_model(**{**model, "device": parse_device(model["device"])})
+    if out is None:
+        failures = _to_screen(network, files, top, batch_size, workers)
+    else:
+        failures = _to_file(network, files, top, batch_size, workers, out, resume)
+    if failures:
+        click.echo(f"{failures} of {len(files)} images could not be read", err=True)
+        sys.exit(UNREADABLE)
+
+
+def predictions(model: FusedMobileNetV3, pixels: Tensor, top: int) -> list[list[dict[str, Any]]]:
+    """The `top` classes of each image, best first: class_index, label, probability rounded to 6 digits."""
+    parameter = next(model.parameters())
+    with torch.inference_mode():
+        logits = model(pixels.to(parameter.device, parameter.dtype)).float()
+    best = logits.softmax(1).topk(min(top, logits.shape[1]))
+    names = class_names(model, logits.shape[1])
+    return [
+        [{"class_index": c, "label": names[c], "probability": round(p, 6)} for p, c in zip(ps, cs, strict=True)]
+        for ps, cs in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def class_names(model: FusedMobileNetV3, count: int) -> tuple[str, ...]:
+    """The checkpoint's own labels, ImageNet's for 1,000 classes, or "class 0", "class 1", …"""
+    if model.labels and len(model.labels) == count:
+        return model.labels
+    return imagenet_labels() if count == 1000 else tuple(f"class {i}" for i in range(count))
+
+
+def _record(model: FusedMobileNetV3, batch: Batch, top: int) -> dict[str, Any]:
+    found = [] if batch.pixels is None else predictions(model, batch.pixels, top)
+    rows = [{"path": path, "predictions": p} for path, p in zip(batch.paths, found, strict=True)]
+    return {"rows": rows, "failures": batch.failures}
+
+
+def _to_screen(model: FusedMobileNetV3, files: list[str], top: int, batch_size: int, workers: int) -> int:
+    failures = 0
+    for batch in batches(files, model.transforms(), batch_size, workers):
+        record = _record(model, batch, top)
+        for row in record["rows"]:
+            click.echo(row["path"])
+            for p in row["predictions"]:
+                click.echo(f"  {p['probability']:7.2%}  {p['label']}")
+        failures += _report(record)
+    return failures
+
+
+def _to_file(
+    model: FusedMobileNetV3, files: list[str], top: int, batch_size: int, workers: int, out: Path, resume: bool
+) -> int:
+    parameter = next(model.parameters())
+    job = {
+        "images": hashlib.sha256("\0".join(files).encode("utf-8", "surrogateescape")).hexdigest(),
+        "weights": fingerprint(model),
+        "top": top,
+        "batch size": batch_size,
+        "device": parameter.device.type,
+        "dtype": str(parameter.dtype),
+    }
+    journal = Journal(out, job, resume=resume)
+    with tqdm(total=len(files), initial=min(journal.done * batch_size, len(files)), unit="image", disable=None) as bar:
+        for batch in batches(files, model.transforms(), batch_size, workers, skip=journal.done):
+            journal.add(_record(model, batch, top))
+            bar.update(len(batch.paths) + len(batch.failures))
+    failures = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal failures
+        for record in journal.records():
+            failures += _report(record)
+            yield from record["rows"]
+
+    write_atomically(out, rows())
+    journal.remove()
+    return failures
+
+
+def _report(record: dict[str, Any]) -> int:
+    for path, reason in record["failures"]:
+        click.echo(f"skipped {path}: {reason}", err=True)
+    return len(record["failures"])
+
+
+def fingerprint(model: FusedMobileNetV3) -> str:
+    """A hash of everything that decides the model's predictions."""
+    digest = hashlib.sha256(model.description().to_json().encode())
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()

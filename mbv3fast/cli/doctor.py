@@ -1,0 +1,75 @@
+"""`mbv3fast doctor`: what is installed, what runs where, and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+
+import click
+import torch
+
+from mbv3fast._version import __version__
+from mbv3fast.backend import BACKENDS, SERVED_DTYPES, BackendError, requested, serving_table
+
+_EXTRAS = {
+    "huggingface_hub": "hf-hub:… weights: pip install 'mbv3fast[hub]'",
+    "pyarrow": ".parquet output: pip install 'mbv3fast[parquet]'",
+    "sklearn": "training the digits example: pip install 'mbv3fast[train]'",
+}
+
+
+@click.command(short_help="Say what runs where, and why.")
+def doctor() -> None:
+    """Print versions, devices, which backend serves which op and why, and what to install for more."""
+    click.echo("versions")
+    for name in ("torch", "triton", "numpy", "safetensors", "pillow"):
+        _line(name, _version(name))
+    _line("mbv3fast", __version__)
+    _line("python", platform.python_version())
+    click.echo("devices")
+    for device in _devices():
+        click.echo(f"  {device}")
+    click.echo("backends")
+    for backend in BACKENDS:
+        _line(backend, _serves(backend))
+    for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SERVED_DTYPES)
+        click.echo(f"ops on {device} in {names}")
+        for op, server in serving_table(torch.device(device), torch.float32).items():
+            _line(op, server)
+    missing = [hint for module, hint in _EXTRAS.items() if importlib.util.find_spec(module) is None]
+    click.echo("to install for more")
+    for hint in missing or ["nothing: every optional package is there"]:
+        click.echo(f"  {hint}")
+
+
+def _line(name: str, value: str) -> None:
+    click.echo(f"  {name:<16} {value}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _serves(backend: str) -> str:
+    try:
+        resolved = requested(backend)
+    except (BackendError, ValueError) as error:
+        return f"no: {error}"
+    return "yes" if resolved == backend else f"yes, as {resolved}"
+
+
+def _devices() -> list[str]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    lines = [f"cpu: {platform.machine()}, {capability}, {torch.get_num_threads()} threads"]
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "none: a CPU build of torch"
+        return [*lines, f"no GPU (CUDA in this torch: {built})"]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        lines.append(f"cuda:{index}: {gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB")
+    return lines

@@ -1,0 +1,76 @@
+"""`mbv3fast embed`: images to feature vectors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mbv3fast.cli.classify import UNREADABLE
+from mbv3fast.cli.images import batches, find_images
+from mbv3fast.cli.options import load_model, model_options, parse_device
+
+
+@click.command(short_help="Write images' feature vectors.")
+@click.argument("paths", nargs=-1, required=True)
+@model_options
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=os.cpu_count(), help="Decoding processes; 0 for none.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npy file to write.")
+def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **model: Any) -> None:
+    """Write the embedding of each image: one float32 row each, 1,280 numbers for Large, 1,024 for Small.
+
+    \b
+    mbv3fast embed photos/ --out features.npy
+
+    The rows' paths are written beside it, one a line, to features.paths.txt. An unreadable image is reported,
+    has no row, and the exit code is 3.
+    """
+    if out.suffix != ".npy":
+        raise click.BadParameter(f"{out}: needs the suffix .npy", param_hint="--out")
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
+    files = find_images(paths)
+    network = load_model(**{**model, "device": parse_device(model["device"])})
+    network.reset_classifier(0)
+    parameter = next(network.parameters())
+    embedded: list[str] = []
+    raw = out.with_name(out.name + ".raw.tmp")
+    try:
+        with raw.open("wb") as rows, tqdm(total=len(files), unit="image", disable=None) as bar:
+            for batch in batches(files, network.transforms(), batch_size, workers):
+                if batch.pixels is not None:
+                    with torch.inference_mode():
+                        features = network(batch.pixels.to(parameter.device, parameter.dtype))
+                    rows.write(features.float().cpu().numpy().tobytes())
+                    embedded += batch.paths
+                for path, reason in batch.failures:
+                    click.echo(f"skipped {path}: {reason}", err=True)
+                bar.update(len(batch.paths) + len(batch.failures))
+        _write(out, raw, embedded, network.head_hidden_size)
+    finally:
+        raw.unlink(missing_ok=True)
+    if len(embedded) < len(files):
+        click.echo(f"{len(files) - len(embedded)} of {len(files)} images could not be read", err=True)
+        sys.exit(UNREADABLE)
+
+
+def _write(out: Path, raw: Path, embedded: list[str], width: int) -> None:
+    """Put the header before the rows, whose number is known only now; the paths first, the .npy last."""
+    names = out.with_suffix(".paths.txt")
+    temporary = names.with_name(names.name + ".tmp")
+    temporary.write_text("".join(f"{path}\n" for path in embedded), encoding="utf-8", errors="surrogateescape")
+    temporary.replace(names)
+    temporary = out.with_name(out.name + ".tmp")
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(embedded), width)}
+    with temporary.open("wb") as file, raw.open("rb") as rows:
+        np.lib.format.write_array_header_1_0(file, header)
+        shutil.copyfileobj(rows, file)
+    temporary.replace(out)

@@ -1,0 +1,92 @@
+"""Image files: finding them, and decoding them in worker processes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mbv3fast.preprocess import Preprocess
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
+)
+
+
+def find_images(arguments: Sequence[str]) -> list[str]:
+    """Files as they are, folders searched for image suffixes, globs expanded; sorted within each, no file twice.
+
+    Raises click.BadParameter for an argument that names nothing.
+    """
+    found: dict[str, str] = {}
+    for argument in arguments:
+        if os.path.isdir(argument):
+            paths = sorted(str(p) for p in Path(argument).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif os.path.exists(argument):
+            paths = [argument]
+        else:
+            paths = sorted(p for p in glob.glob(argument, recursive=True) if os.path.isfile(p))
+        if not paths:
+            raise click.BadParameter(f"{argument}: no such image, and no folder or pattern with images")
+        for path in paths:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Batch number `index` of a job: the images that could be read, in order, and those that could not."""
+
+    index: int
+    paths: list[str]
+    pixels: Tensor | None
+    failures: list[tuple[str, str]]
+
+
+class ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
+    """(path, preprocessed pixels or None, reason) of each file; an unreadable one never stops a job."""
+
+    def __init__(self, paths: Sequence[str], preprocess: Preprocess) -> None:
+        self.paths = list(paths)
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return path, self.preprocess(ImageOps.exif_transpose(image)), ""
+        except Exception as error:  # whatever a decoder raises on bytes from anywhere
+            return path, None, f"{type(error).__name__}: {error}"
+
+
+def batches(
+    paths: Sequence[str], preprocess: Preprocess, batch_size: int, workers: int, skip: int = 0
+) -> Iterator[Batch]:
+    """Decode `paths` in batches of `batch_size` files, leaving out the first `skip` batches.
+
+    Which files make a batch depends on nothing but the list, so that a resumed job computes the same bits.
+    """
+    indices = list(range(len(paths)))
+    groups = [indices[start : start + batch_size] for start in range(0, len(paths), batch_size)][skip:]
+    loader = DataLoader(
+        ImageFiles(paths, preprocess), batch_sampler=groups, num_workers=min(workers, len(groups)), collate_fn=list
+    )
+    for number, items in enumerate(loader, start=skip):
+        readable = [(path, pixels) for path, pixels, _ in items if pixels is not None]
+        yield Batch(
+            index=number,
+            paths=[path for path, _ in readable],
+            pixels=torch.stack([pixels for _, pixels in readable]) if readable else None,
+            failures=[(path, reason) for path, pixels, reason in items if pixels is None],
+        )

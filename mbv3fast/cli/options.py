@@ -1,0 +1,72 @@
+"""Options that several commands share, and the model that they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import torch
+
+from mbv3fast.backend import BACKENDS, BackendError
+from mbv3fast.config import SOURCES
+from mbv3fast.factory import load
+from mbv3fast.fast import FusedMobileNetV3
+from mbv3fast.weights import WeightsError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_options(command: Command) -> Command:
+    """--weights, --model, --source, --device, --dtype, --backend."""
+    options = [
+        click.option(
+            "--weights",
+            default="DEFAULT",
+            show_default=True,
+            help="A .safetensors or .pth file; DEFAULT, IMAGENET1K_V1 or _V2 (torchvision's, downloaded once); "
+            "hf-hub:timm/NAME; or digits, which the package carries.",
+        ),
+        click.option(
+            "--model",
+            type=click.Choice(["large", "small"]),
+            default="large",
+            show_default=True,
+            help="Whose published weights a name means. A file says itself.",
+        ),
+        click.option(
+            "--source",
+            type=click.Choice(sorted(SOURCES)),
+            help="Whose weights a file holds, where its keys leave a doubt (timm's).",
+        ),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …; auto takes a GPU."),
+        click.option("--dtype", type=click.Choice(sorted(DTYPES)), default="float32", show_default=True),
+        click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def parse_device(name: str) -> torch.device:
+    """`name` as a device that is there; "auto" is a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise click.BadParameter(f"{name!r}: {str(error).splitlines()[0]}", param_hint="--device") from error
+    return device
+
+
+def load_model(
+    weights: str, model: str, source: str | None, device: torch.device, dtype: str, backend: str
+) -> FusedMobileNetV3:
+    """The model that the options describe, in eval mode; a clean error message where there is none."""
+    try:
+        loaded = load(weights, variant="small" if model == "small" else "large", source=source, backend=backend)
+    except (WeightsError, BackendError) as error:
+        raise click.ClickException(str(error)) from error
+    return loaded.to(device, DTYPES[dtype]).eval()

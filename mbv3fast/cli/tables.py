@@ -1,0 +1,81 @@
+"""Predictions to .csv, .jsonl or .parquet; a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+COLUMNS = ("path", "rank", "class_index", "label", "probability")
+Row = dict[str, Any]
+
+
+def writer_for(out: Path) -> Callable[[Path, Iterable[Row]], None]:
+    """The writer that `out`'s suffix asks for. Raises click.BadParameter for another suffix or a missing library."""
+    writers = {".csv": write_csv, ".jsonl": write_jsonl, ".parquet": write_parquet}
+    if out.suffix not in writers:
+        raise click.BadParameter(f"{out}: needs the suffix {', '.join(writers)}", param_hint="--out")
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
+    if out.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            hint = "parquet needs pyarrow: pip install 'mbv3fast[parquet]'"
+            raise click.BadParameter(hint, param_hint="--out") from error
+    return writers[out.suffix]
+
+
+def write_atomically(out: Path, rows: Iterable[Row]) -> None:
+    """Write `rows` (each an image's path and its `predictions`) to `out` in the format of its suffix."""
+    write = writer_for(out)
+    temporary = out.with_name(out.name + ".tmp")
+    write(temporary, rows)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(out)
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """One line a prediction."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        for row in rows:
+            table.writerows(flatten(row))
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """One line an image, its predictions as a list."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_parquet(path: Path, rows: Iterable[Row], group: int = 65536) -> None:
+    """One row a prediction, in groups of about `group` rows."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types = (pa.string(), pa.int32(), pa.int32(), pa.string(), pa.float32())
+    schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+    with parquet.ParquetWriter(path, schema) as file:
+        pending: list[Row] = []
+        for row in rows:
+            # Parquet's strings are UTF-8; a file name of other bytes keeps its readable part.
+            name = row["path"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            pending += flatten({**row, "path": name})
+            if len(pending) >= group:
+                file.write_table(pa.Table.from_pylist(pending, schema))
+                pending = []
+        file.write_table(pa.Table.from_pylist(pending, schema))
+
+
+def flatten(row: Row) -> list[Row]:
+    """A row for each of an image's predictions, best first."""
+    return [{"path": row["path"], "rank": rank, **p} for rank, p in enumerate(row["predictions"], start=1)]
