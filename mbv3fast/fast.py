@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from mbv3fast.preprocess import Preprocess
 
 logger = logging.getLogger("mbv3fast")
 _BUILDING = threading.Lock()
+TRAINING = "the model is in training mode"
+TRACED = "the input is traced, compiled or no plain tensor"
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,8 @@ class _Fused(Backbone):
 
     def explain(self, x: Tensor) -> Decision:
         """Whether `model(x)`, called in the present grad mode, is run by the engine or by PyTorch, and why."""
-        refusal = self._refusal(x)
-        if refusal:
-            return Decision(False, refusal)
-        built = self._current()
+        reason = self._refusal(x)
+        built = reason or self._current()
         if isinstance(built, str):
             return Decision(False, built)
         return Decision(built.engine is not None, built.reason or decide(x.device, x.dtype).reason)
@@ -74,8 +75,13 @@ class _Fused(Backbone):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_built"}
 
+    @abstractmethod
     def _fuse(self) -> tuple[Engine, bool]:
-        raise NotImplementedError
+        """A new engine for the model as it is, and whether it includes the head. Raises UnsupportedError."""
+
+    @abstractmethod
+    def _customised(self) -> bool:
+        """Whether a subclass or an assignment changed a method that the engine bypasses."""
 
     def _parts(self) -> tuple[nn.Module, ...]:
         """The modules that the engine's result depends on."""
@@ -83,23 +89,25 @@ class _Fused(Backbone):
 
     def _serving(self, x: Tensor) -> _Built | None:
         """What serves `model(x)`, None where PyTorch must run the modules; the reason is logged once."""
-        reason = self._refusal(x)
-        if reason is None:
-            built = self._current()
-            if not isinstance(built, str) and built.engine is not None:
-                return built
-            reason = built if isinstance(built, str) else built.reason
+        built = self._refusal(x) or self._current()
+        if isinstance(built, _Built) and built.engine is not None:
+            return built
+        reason = built.reason if isinstance(built, _Built) else built
         if torch.is_grad_enabled():
             self.repack()  # an optimizer may move the weights now, some without leaving a trace
-        if reason:
-            _say_once(reason)
+        if reason not in (TRAINING, TRACED):
+            _say_once(f"PyTorch runs this model's modules: {reason}")
         return None
 
     def _refusal(self, x: Tensor) -> str | None:
-        """Why this call isn't the engine's whatever the model's state; "" where that needs no explanation."""
+        """Why this call isn't the engine's, whatever it would be built from; None where it may be."""
         requested(self.backend)
-        if self.training or type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state():
-            return ""
+        if self.training:
+            return TRAINING
+        if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state():
+            return TRACED
+        if self._customised():
+            return "the model's own forward methods are overridden"
         if torch.is_grad_enabled():
             return "gradients are enabled: call the model under torch.inference_mode()"
         if torch.is_autocast_enabled(x.device.type):
@@ -144,6 +152,9 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
             self.repack()
         return super().forward_features(x)
 
+    def _customised(self) -> bool:
+        return _overrides(self, FusedMobileNetV3, ("forward_features", "forward_head", "reference_forward"))
+
     def _parts(self) -> tuple[nn.Module, ...]:
         return (self.features, self.avgpool, self.classifier)
 
@@ -154,7 +165,7 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
             fold_pool(self.avgpool)
             head = fold_head(self.classifier)
         except UnsupportedError as unsupported:
-            _say_once(f"{unsupported}: the classifier is left to PyTorch")
+            _say_once(f"PyTorch runs this model's classifier: {unsupported}")
             return Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), False
         return Engine(lower_torch(FoldedNetwork(layers, head), dtype)), True
 
@@ -168,6 +179,9 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
         if built is None or built.engine is None:
             return self.reference_forward(x)
         return list(built.engine(x))
+
+    def _customised(self) -> bool:
+        return _overrides(self, FusedFeatureExtractor, ("reference_forward",))
 
     def _fuse(self) -> tuple[Engine, bool]:
         layers = fold_features(self.features)
@@ -196,6 +210,10 @@ def build(
     return model
 
 
+def _overrides(model: nn.Module, kind: type[nn.Module], methods: tuple[str, ...]) -> bool:
+    return any(m in model.__dict__ or getattr(type(model), m) is not getattr(kind, m) for m in methods)
+
+
 def common_dtype(module: nn.Module) -> torch.dtype:
     """The one dtype of all parameters. Raises UnsupportedError where there are several."""
     dtypes = {parameter.dtype for parameter in module.parameters()}
@@ -205,5 +223,5 @@ def common_dtype(module: nn.Module) -> torch.dtype:
 
 
 @functools.cache
-def _say_once(reason: str) -> None:
-    logger.warning("PyTorch runs this model's modules: %s", reason)
+def _say_once(message: str) -> None:
+    logger.warning("%s", message)

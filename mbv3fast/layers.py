@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,12 +31,17 @@ def same_padding(
     return (*split(width, 1), *split(height, 0))
 
 
+@torch.fx.wrap
+def pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """x [N, C, H, W] with zeros around it as `same_padding` says; one node in torch.fx graphs, for any size."""
+    return F.pad(x, same_padding(x.shape[2], x.shape[3], kernel, stride, dilation))
+
+
 class Conv2dSame(nn.Conv2d):
     """A convolution with TensorFlow's 'SAME' padding, which depends on the input's size at stride 2."""
 
     def forward(self, input: Tensor) -> Tensor:
-        height, width = input.shape[-2:]
-        padded = F.pad(input, same_padding(height, width, self.kernel_size, self.stride, self.dilation))
+        padded = pad_same(input, self.kernel_size, self.stride, self.dilation)
         return self._conv_forward(padded, self.weight, self.bias)
 
 

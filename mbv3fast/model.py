@@ -48,7 +48,7 @@ class Backbone(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32]."""
-        if not isinstance(x, Tensor) or torch.compiler.is_compiling():
+        if type(x) is not Tensor or torch.compiler.is_compiling():
             return  # traced or symbolic inputs have no sizes to look at
         if x.dim() != 4:
             raise ValueError(f"x: got shape {tuple(x.shape)}, needs 4 dimensions [N, C, H, W]")
@@ -62,6 +62,8 @@ class Backbone(nn.Module):
             raise ValueError(f"x: got an empty batch {tuple(x.shape)}, needs N >= 1")
         if min(height, width) < MIN_SIZE:
             raise ValueError(f"x: got height {height}, width {width}, needs at least {MIN_SIZE} of each")
+        if stem is not None and stem.weight.device != x.device:
+            raise ValueError(f"x: is on {x.device}, the model on {stem.weight.device}; move one of them")
         autocast = torch.is_autocast_enabled(x.device.type)
         if stem is not None and stem.weight.dtype != x.dtype and not autocast:
             raise ValueError(
@@ -122,7 +124,7 @@ class MobileNetV3(Backbone):
 
     def reference_forward(self, x: Tensor) -> Tensor:
         """The forward module by module, by no engine: the definition of right."""
-        return MobileNetV3.forward_head(self, MobileNetV3.forward_features(self, x))
+        return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
