@@ -19,7 +19,7 @@ from mbv3fast.engine import Engine
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features, fold_head, fold_pool
 from mbv3fast.freshness import Snapshot, global_hooks, untrackable
 from mbv3fast.lower import lower_torch
-from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3
+from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3, is_traced
 from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
 
@@ -104,7 +104,7 @@ class _Fused(Backbone):
         requested(self.backend)
         if self.training:
             return TRAINING
-        if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        if is_traced(x):
             return TRACED
         if self._customised():
             return "the model's own forward methods are overridden"

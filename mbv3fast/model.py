@@ -48,8 +48,8 @@ class Backbone(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32]."""
-        if type(x) is not Tensor or torch.compiler.is_compiling():
-            return  # traced or symbolic inputs have no sizes to look at
+        if is_traced(x):
+            return  # its sizes may be symbols
         if x.dim() != 4:
             raise ValueError(f"x: got shape {tuple(x.shape)}, needs 4 dimensions [N, C, H, W]")
         batch, channels, height, width = x.shape
@@ -203,6 +203,11 @@ class FeatureExtractor(Backbone):
             if index in taps:
                 outputs.append(x)
         return outputs
+
+
+def is_traced(x: object) -> bool:
+    """Whether `x` stands for other tensors (compile, export, jit and fx tracing) or is of a subclass of Tensor."""
+    return type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _classifier_layer(hidden: int, num_classes: int) -> nn.Module:
