@@ -48,8 +48,11 @@ def describe(metadata: dict[str, Any], description: Description) -> None:
     metadata[METADATA_KEY] = description.to_json()
 
 
-def read_description(state_dict: Mapping[str, Any]) -> Description | None:
-    """The description that a state dict of ours carries, None for anybody else's (or a plain dict copy)."""
+def read_description(state_dict: Mapping[str, Any], prefix: str = "") -> Description | None:
+    """The description that a state dict of ours carries, None for anybody else's (or a plain dict copy).
+
+    prefix: of the keys, where wrappers put one before them ("module.").
+    """
     metadata = getattr(state_dict, "_metadata", None) or {}
-    text = metadata.get("", {}).get(METADATA_KEY)
+    text = metadata.get(prefix.removesuffix("."), {}).get(METADATA_KEY)
     return None if text is None else Description.from_json(text)

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from mbv3fast.backend import Decision, decide, requested
 from mbv3fast.config import NetworkConfig
 from mbv3fast.engine import Engine
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features, fold_head, fold_pool
 from mbv3fast.freshness import Snapshot, global_hooks, untrackable
+from mbv3fast.layers import autocast_enabled
 from mbv3fast.lower import lower_torch
 from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3, is_traced
 from mbv3fast.plan import Plan
@@ -110,10 +112,10 @@ class _Fused(Backbone):
             return "the model's own forward methods are overridden"
         if torch.is_grad_enabled():
             return "gradients are enabled: call the model under torch.inference_mode()"
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_enabled(x.device):
             return "autocast is enabled"
-        if torch._C._functorch.maybe_current_level() is not None:
-            return "a torch.func transform is active"
+        if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
+            return "a torch.func transform or forward-mode differentiation is active"
         if global_hooks():
             return "hooks for all modules are registered"
         decision = decide(x.device, x.dtype)
@@ -185,7 +187,7 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
 
     def _fuse(self) -> tuple[Engine, bool]:
         layers = fold_features(self.features)
-        taps = [level.index for level in self.levels]
+        taps = [level.index for level in self.levels if level.index < len(layers)]
         return Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps)), False
 
 

@@ -80,14 +80,14 @@ class FoldedNetwork:
 def fold_features(features: nn.Module) -> tuple[FoldedConv | FoldedBlock, ...]:
     """Fold `features` of a model in eval mode. Raises UnsupportedError."""
     _exactly(features, "features", nn.Sequential)
-    return tuple(_fold_layer(layer, f"features.{name}") for name, layer in features.named_children())
+    return tuple(_fold_layer(layer, f"features.{name}") for name, layer in children(features))
 
 
-def fold_pool(pool: nn.Module) -> None:
+def fold_pool(pool: nn.Module, name: str = "avgpool") -> None:
     """Raises UnsupportedError unless `pool` is the plain global mean."""
-    _exactly(pool, "avgpool", nn.AdaptiveAvgPool2d)
+    _exactly(pool, name, nn.AdaptiveAvgPool2d)
     if pool.output_size not in (1, (1, 1)):
-        raise UnsupportedError(f"avgpool makes {pool.output_size} outputs, needs 1")
+        raise UnsupportedError(f"{name} makes {pool.output_size} outputs, needs 1")
 
 
 def fold_head(classifier: nn.Module) -> tuple[FoldedLinear, ...]:
@@ -95,7 +95,7 @@ def fold_head(classifier: nn.Module) -> tuple[FoldedLinear, ...]:
     _exactly(classifier, "classifier", nn.Sequential)
     layers: list[FoldedLinear] = []
     fresh = False  # whether the newest linear layer has no activation yet
-    for name, module in classifier.named_children():
+    for name, module in children(classifier):
         where = f"classifier.{name}"
         if type(module) in (nn.Dropout, nn.Identity):
             _eval_mode(module, where)
@@ -176,7 +176,7 @@ def _fold_conv(module: nn.Module, name: str) -> FoldedConv:
 def _fold_squeeze_excite(module: nn.Module, name: str) -> FoldedSqueezeExcite:
     _exactly(module, name, SqueezeExcite)
     assert isinstance(module, SqueezeExcite)
-    fold_pool(module.avgpool)
+    fold_pool(module.avgpool, f"{name}.avgpool")
     _exactly(module.scale_activation, f"{name}.scale_activation", nn.Hardsigmoid)
     tensors: dict[str, Tensor] = {}
     for part, conv in (("fc1", module.fc1), ("fc2", module.fc2)):
@@ -190,6 +190,11 @@ def _fold_squeeze_excite(module: nn.Module, name: str) -> FoldedSqueezeExcite:
 def _activation(module: nn.Module, name: str) -> Activation:
     _exactly(module, name, nn.ReLU, nn.Hardswish)
     return "relu" if type(module) is nn.ReLU else "hardswish"
+
+
+def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, submodule) in order, a submodule that stands in two places twice, unlike `named_children`."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
 def _exactly(module: nn.Module, name: str, *kinds: type[nn.Module]) -> None:

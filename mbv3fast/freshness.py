@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 # Attributes that folding reads, beside parameters, buffers and submodules.
 _WATCHED = frozenset(
@@ -54,6 +57,7 @@ class Snapshot:
     def __init__(self, model: nn.Module, within: tuple[nn.Module, ...]) -> None:
         """Record `within`, submodules of `model`, and which modules `model` itself holds."""
         self._children = (model._modules, dict(model._modules))
+        self._stepped = False
         modules = list(dict.fromkeys(m for root in within for m in root.modules()))
         self._modules = [_record_module(module) for module in modules]
         self._tensors = [
@@ -63,11 +67,18 @@ class Snapshot:
             for name, tensor in slots.items()
             if tensor is not None
         ]
+        self.parameters = frozenset(id(p) for module in modules for p in module._parameters.values())
+        with _WATCHING:
+            _SNAPSHOTS.add(self)
+
+    def optimizer_stepped(self) -> None:
+        """An optimizer of these parameters has moved them; fused ones leave no other trace."""
+        self._stepped = True
 
     def holds(self) -> bool:
         """Whether nothing recorded has changed."""
         children, held_children = self._children
-        if children != held_children:
+        if self._stepped or children != held_children:
             return False
         for slots, name, tensor, pointer, version in self._tensors:
             if slots.get(name) is not tensor or tensor.data_ptr() != pointer or tensor._version != version:
@@ -78,6 +89,24 @@ class Snapshot:
             if hooks != held_hooks or pre != held_pre:
                 return False
         return True
+
+
+_SNAPSHOTS: weakref.WeakSet[Snapshot] = weakref.WeakSet()
+_WATCHING = threading.Lock()
+
+
+def _after_step(optimizer: Optimizer, *_: Any) -> None:
+    """Tell the snapshots of the parameters that `optimizer` has just moved."""
+    with _WATCHING:
+        snapshots = list(_SNAPSHOTS)
+    if snapshots:
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for snapshot in snapshots:
+            if not snapshot.parameters.isdisjoint(moved):
+                snapshot.optimizer_stepped()
+
+
+register_optimizer_step_post_hook(_after_step)
 
 
 def _record_module(module: nn.Module) -> _ModuleRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -156,5 +157,11 @@ def initialise(model: nn.Module) -> None:
 
 
 def first_conv(features: nn.Module) -> nn.Conv2d | None:
-    """The convolution that sees the input, None where there is none any more."""
-    return next((module for module in features.modules() if isinstance(module, nn.Conv2d)), None)
+    """The convolution that sees the input, None where something else does."""
+    leaf = next((module for module in features.modules() if not module._modules), None)
+    return leaf if isinstance(leaf, nn.Conv2d) else None
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for tensors of `device`, of whatever kind."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mbv3fast.config import FeatureLevel, NetworkConfig, feature_levels, with_overrides
 from mbv3fast.description import Description, describe, read_description
-from mbv3fast.layers import ConvBNAct, InvertedResidual, activation_module, first_conv, initialise
+from mbv3fast.layers import ConvBNAct, InvertedResidual, activation_module, autocast_enabled, first_conv, initialise
 from mbv3fast.preprocess import Preprocess
 
 MIN_SIZE = 32
@@ -64,8 +64,7 @@ class Backbone(nn.Module):
             raise ValueError(f"x: got height {height}, width {width}, needs at least {MIN_SIZE} of each")
         if stem is not None and stem.weight.device != x.device:
             raise ValueError(f"x: is on {x.device}, the model on {stem.weight.device}; move one of them")
-        autocast = torch.is_autocast_enabled(x.device.type)
-        if stem is not None and stem.weight.dtype != x.dtype and not autocast:
+        if stem is not None and stem.weight.dtype != x.dtype and not autocast_enabled(x.device):
             raise ValueError(
                 f"x: got dtype {x.dtype}, the model's weights are {stem.weight.dtype}; convert one of them"
             )
@@ -227,7 +226,11 @@ def _refuse_misfit(model: MobileNetV3, state_dict: Mapping[str, Any]) -> None:
     for key, tensor in own.items():
         if key not in state_dict:
             raise RuntimeError(f"load_state_dict: {key} is missing; other projects' names load through `weights=`")
-        got, needed = tuple(state_dict[key].shape), tuple(tensor.shape)
+        given = state_dict[key]
+        if not isinstance(given, Tensor) or given.is_meta != tensor.is_meta:
+            what = "a tensor without data" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+            raise RuntimeError(f"load_state_dict: {key} is {what}, needs a tensor like the model's")
+        got, needed = tuple(given.shape), tuple(tensor.shape)
         if got != needed:
             advice = _WIDTHS_DIFFER if ".fc1." in key or ".fc2." in key else ""
             raise RuntimeError(f"load_state_dict: {key} has shape {got}, the model needs {needed}{advice}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mbv3fast.layers import same_padding
+from mbv3fast.layers import Padding, same_padding
 
 INPUT = "x"
 Shape = tuple[int, ...]
@@ -44,12 +44,18 @@ class Step:
     def _spatial(self, size: Shape) -> Shape:
         kernel = tuple(self.tensors["weight"].shape[2:])
         stride, dilation = self.options.get("stride", 1), self.options.get("dilation", 1)
-        padding = self.options.get("padding", (0, 0, 0, 0))
-        if padding == "same":
-            padding = same_padding(size[0], size[1], kernel, (stride, stride), (dilation, dilation))
-        left, right, top, bottom = padding
+        left, right, top, bottom = self.padding(size)
         padded = (size[0] + top + bottom, size[1] + left + right)
         return tuple((p - (k - 1) * dilation - 1) // stride + 1 for p, k in zip(padded, kernel, strict=True))
+
+    def padding(self, size: Shape) -> Padding:
+        """Its (left, right, top, bottom) zeros around an input of height and width `size`."""
+        padding = self.options.get("padding", (0, 0, 0, 0))
+        if padding != "same":
+            return padding
+        stride, dilation = self.options.get("stride", 1), self.options.get("dilation", 1)
+        kernel = self.tensors["weight"].shape[2:]
+        return same_padding(size[0], size[1], kernel, (stride, stride), (dilation, dilation))
 
     def macs(self, shape: Shape) -> int:
         """Multiply-adds of its convolutions and matrices for a first input of `shape`."""
@@ -136,4 +142,16 @@ def _passes(step: Step, inputs: tuple[Shape, ...], output: Shape) -> tuple[int, 
         return source, result, 1
     extra = int(step.options.get("activation") is not None)
     residual = len(inputs) - 1
-    return source + (extra + 2 * residual) * result, (1 + extra + residual) * result, 1 + extra + residual
+    padded = _padded_copy(step, inputs[0])
+    reads = (padded + source if padded else source) + (extra + 2 * residual) * result
+    return reads, padded + (1 + extra + residual) * result, 1 + extra + residual + (padded > 0)
+
+
+def _padded_copy(step: Step, shape: Shape) -> int:
+    """Elements of the copy that PyTorch makes where padding differs from side to side, 0 where it doesn't."""
+    if len(shape) != 4:
+        return 0
+    left, right, top, bottom = step.padding(shape[2:])
+    if left == right and top == bottom:
+        return 0
+    return prod(shape[:2]) * (shape[2] + top + bottom) * (shape[3] + left + right)

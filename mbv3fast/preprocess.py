@@ -90,6 +90,8 @@ class Preprocess:
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         short = min(width, height)
+        if short < 1:
+            raise ValueError(f"image: got {width}x{height} pixels, needs at least 1x1")
         return (self.resize * width // short, self.resize * height // short)
 
     def _offset(self, size: int) -> int:

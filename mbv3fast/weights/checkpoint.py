@@ -13,14 +13,15 @@ from torch import Tensor
 
 from mbv3fast.assets import DIGITS_CHECKPOINT
 from mbv3fast.config import SOURCES, NetworkConfig, SourceTraits, Variant
-from mbv3fast.description import Description, read_description
+from mbv3fast.description import Description
 from mbv3fast.model import MobileNetV3
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.files import read_file, unwrap
-from mbv3fast.weights.names import Kind, pairs
+from mbv3fast.weights.names import OPTIONAL_TENSOR, Kind, pairs
 from mbv3fast.weights.published import HUB_PREFIX, PUBLISHED, enum_name, fetch, fetch_hub, resolve_name
 from mbv3fast.weights.recognise import (
+    RW,
     check_widths,
     default_traits,
     recognise_config,
@@ -70,11 +71,11 @@ def read(
     if source is not None and source not in SOURCES:
         raise WeightsError(f"source: got {source!r}, needs one of {', '.join(SOURCES)}")
     raw, description, preprocess, source = _resolve(weights, variant, source)
-    state = unwrap(raw)
+    state, carried = unwrap(raw)
+    description = description or carried
     said = _said(bn_eps, tf_same_padding)
     if description is not None:
-        if source is not None and not _agrees(description.config, SOURCES[source]):
-            raise WeightsError(f"source: got {source!r}, but the file itself says {description.config}")
+        _check_source(description.config, source)
         description = replace(description, config=replace(description.config, **said))
         return Checkpoint(_fit(state, "torchvision", description.config, None), description)
     kind = recognise_kind(state)
@@ -115,17 +116,8 @@ def _resolve(
             raise WeightsError(f"weights: got {name!r}, needs a state dict, a path, or one of {known}")
     if isinstance(name, (str, os.PathLike)):
         state, description = read_file(Path(name))
-        return state, description or _described(state), None, source
-    return name, _described(name), None, source
-
-
-def _described(state: Any) -> Description | None:
-    if not isinstance(state, Mapping):
-        return None
-    try:
-        return read_description(state)
-    except ValueError as error:
-        raise WeightsError(f"weights: {error}") from error
+        return state, description, None, source
+    return name, None, None, source
 
 
 def _said(bn_eps: float | None, tf_same_padding: bool | None) -> dict[str, Any]:
@@ -133,8 +125,16 @@ def _said(bn_eps: float | None, tf_same_padding: bool | None) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _agrees(config: NetworkConfig, traits: SourceTraits) -> bool:
-    return (config.bn_eps, config.tf_same_padding) == (traits.bn_eps, traits.tf_same_padding)
+def _check_source(config: NetworkConfig, source: str | None) -> None:
+    """Refuse a `source` that contradicts what the weights themselves carry."""
+    if source is None:
+        return
+    traits = RW if source == "timm" and not config.head_bias else SOURCES[source]
+    if (config.bn_eps, config.tf_same_padding) != (traits.bn_eps, traits.tf_same_padding):
+        raise WeightsError(
+            f"source: got {source!r}, but the weights themselves say bn_eps={config.bn_eps}, "
+            f"tf_same_padding={config.tf_same_padding}"
+        )
 
 
 def _settled(kind: Kind, said: dict[str, Any]) -> SourceTraits:
@@ -165,8 +165,8 @@ def _fit(
     fitted: dict[str, Tensor] = {}
     for key, like in needed.items():
         name = theirs[key]
-        if name not in state and key.endswith("num_batches_tracked"):
-            fitted[key] = torch.zeros(like.shape, dtype=like.dtype)  # older checkpoints don't count batches
+        if name not in state and key.endswith(OPTIONAL_TENSOR):
+            fitted[key] = torch.zeros(like.shape, dtype=like.dtype)
             continue
         if name not in state:
             raise WeightsError(f"weights: {name} is missing")

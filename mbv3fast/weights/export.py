@@ -23,19 +23,20 @@ def to_torchvision(model: MobileNetV3) -> dict[str, Tensor]:
 
     Raises WeightsError where torchvision's class can't express the network, naming what.
     """
-    reason = _inexpressible(model.config)
+    config = model.description().config
+    reason = _inexpressible(config)
     if reason:
         raise WeightsError(f"to_torchvision: torchvision's MobileNetV3 has no {reason}")
     state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-    if not model.config.head_bias:
-        state["classifier.0.bias"] = state["classifier.0.weight"].new_zeros(model.config.hidden)
-    for index, block in enumerate(model.config.blocks, start=1):
+    if not config.head_bias:
+        state["classifier.0.bias"] = state["classifier.0.weight"].new_zeros(config.hidden)
+    for index, block in enumerate(config.blocks, start=1):
         if block.squeeze:
             prefix = f"features.{index}.block.{1 + block.has_expand}"
             _pad_squeeze(state, prefix, squeeze_width(block.expanded, 8) - block.squeeze)
     for key, tensor in state.items():
-        if key.endswith("running_var") and model.config.bn_eps != _EPS:
-            state[key] = (tensor.to(torch.float64) + (model.config.bn_eps - _EPS)).to(tensor.dtype)
+        if key.endswith("running_var") and config.bn_eps != _EPS:
+            state[key] = (tensor.to(torch.float64) + (config.bn_eps - _EPS)).to(tensor.dtype)
     return state
 
 
@@ -59,6 +60,8 @@ def _inexpressible(config: NetworkConfig) -> str | None:
         return "variant without squeeze-excite"
     if any(block.squeeze_activation != "relu" or not block.skip for block in config.blocks):
         return "squeeze-excite activation or missing skip as in timm's mobilenetv3_rw"
+    if len(config.blocks) != len(network(config.variant).blocks) or len(config.last_convs) != 1:
+        return f"depth of {len(config.blocks)} blocks"
     scale = config.blocks[-1].out_channels / network(config.variant).blocks[-1].out_channels
     for width_mult in (scale, *(percent / 100 for percent in range(10, 401))):
         other = network(config.variant, width_mult=width_mult)

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mbv3fast.description import METADATA_KEY, Description
+from mbv3fast.description import METADATA_KEY, Description, read_description
 from mbv3fast.weights.errors import WeightsError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -45,8 +45,8 @@ def write_file(path: Path, state: Mapping[str, Tensor], description: Description
     temporary.replace(path)
 
 
-def unwrap(state: Any) -> Mapping[str, Tensor]:
-    """The state dict inside a training checkpoint, without a wrapper's key prefix; every value a float tensor.
+def unwrap(state: Any) -> tuple[Mapping[str, Tensor], Description | None]:
+    """The state dict inside a training checkpoint, without wrappers' key prefixes, and its description if it is ours.
 
     WeightsError names the first key whose value is no tensor that weights can be made of.
     """
@@ -55,9 +55,15 @@ def unwrap(state: Any) -> Mapping[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(f"weights: got {type(state).__name__}, needs a non-empty state dict")
-    for prefix in _PREFIXES:
-        if all(isinstance(key, str) and key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    prefix = ""
+    while wrapping := next((p for p in _PREFIXES if all(str(key).startswith(prefix + p) for key in state)), None):
+        prefix += wrapping
+    try:
+        description = read_description(state, prefix)
+    except ValueError as error:
+        raise WeightsError(f"weights: {error}") from error
+    if prefix:
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise WeightsError(f"weights: {key!r} is a {type(value).__name__}, needs a tensor")
@@ -65,7 +71,7 @@ def unwrap(state: Any) -> Mapping[str, Tensor]:
         if not (value.dtype.is_floating_point or counter) or value.layout != torch.strided or value.is_meta:
             got = f"{value.dtype}, {value.layout}, on {value.device}"
             raise WeightsError(f"weights: {key} is {got}; needs dense floating-point numbers")
-    return state
+    return state, description
 
 
 def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Description | None]:

@@ -9,7 +9,8 @@ from mbv3fast.config import STAGES, Variant
 
 Kind = Literal["torchvision", "timm", "seed"]
 
-BN_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+OPTIONAL_TENSOR = "num_batches_tracked"  # older checkpoints don't count batches
+BN_TENSORS = ("weight", "bias", "running_mean", "running_var", OPTIONAL_TENSOR)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from mbv3fast.config import (
     squeeze_width,
 )
 from mbv3fast.weights.errors import WeightsError
-from mbv3fast.weights.names import Kind, Layout, pairs
+from mbv3fast.weights.names import OPTIONAL_TENSOR, Kind, Layout, pairs
 
 _SIGNATURES: dict[Kind, str] = {
     "torchvision": "features.0.0.weight",
@@ -29,6 +29,8 @@ _SIGNATURES: dict[Kind, str] = {
     "seed": "first_conv.0.weight",
 }
 _SQUEEZE_MARK: dict[Kind, str] = {"torchvision": ".fc1.", "timm": ".se.", "seed": ".excitation."}
+# timm's mobilenetv3_rw, the only one whose conv_head has no bias.
+RW = SourceTraits(se_divisor=1, bn_eps=1e-3, tf_same_padding=False, width_rule="timm")
 _WIDTHS = sorted((w / 100 for w in range(10, 401)), key=lambda w: (w * 4 % 1 != 0, abs(w - 1)))
 
 
@@ -45,44 +47,54 @@ def recognise_kind(state: Mapping[str, Tensor]) -> Kind:
 
 
 def recognise_layout(state: Mapping[str, Tensor], kind: Kind) -> Layout:
-    """Which parts are there. Depth follows the keys for timm, whose stages say what a block's stride is."""
+    """Which parts are there. Depth follows the keys for timm, whose stages say what a block's stride is.
+
+    WeightsError names the first block or tensor, in the network's order, that is missing.
+    """
+    keys = [str(key) for key in state]
     if kind == "timm":
-        lengths = _timm_stages(state)
-        variant: Variant = "large" if len(lengths) > 6 else "small"
-        count = len(STAGES[variant])
+        variant: Variant = "large" if any(key.startswith("blocks.5.0.conv_dw.") for key in keys) else "small"
+        lengths = _timm_stages(keys, variant)
         _check_depth(variant, lengths)
-        stages, last_convs = tuple(lengths[:count]), lengths[count]
+        stages, last_convs = tuple(lengths[:-1]), lengths[-1]
     else:
-        prefix = "features" if kind == "torchvision" else "bottlenecks"
-        indices = [int(m[1]) for key in state if (m := re.match(rf"{prefix}\.(\d+)\.", key))]
-        variant = "large" if max(indices, default=0) > 12 else "small"
+        variant = _variant_by_block(keys, kind)
         stages, last_convs = STAGES[variant], 1
-    minimal = not any(_SQUEEZE_MARK[kind] in key for key in state)
+    minimal = not any(_SQUEEZE_MARK[kind] in key for key in keys)
     squeeze = [row.squeeze_excite and not minimal for row in _rows_by_depth(variant, stages)]
-    return Layout(
+    layout = Layout(
         variant=variant,
         stages=stages,
         squeeze_excite=tuple(squeeze),
         last_convs=last_convs,
         head_bias=kind != "timm" or "conv_head.bias" in state,
-        classifier=kind != "timm" or any(key.startswith("classifier.") for key in state),
+        classifier=kind != "timm" or any(key.startswith("classifier.") for key in keys),
     )
+    for _, name in pairs(layout, kind):
+        if name not in state and not name.endswith(OPTIONAL_TENSOR):
+            raise WeightsError(f"weights: {name} is missing")
+    return layout
+
+
+def _variant_by_block(keys: list[str], kind: Kind) -> Variant:
+    """Only Small's first block has a squeeze-excite; without any, only Large has so many blocks."""
+    mark = _SQUEEZE_MARK[kind]
+    first = "features.1." if kind == "torchvision" else "bottlenecks.0."
+    if any(mark in key for key in keys):
+        return "small" if any(key.startswith(first) and mark in key for key in keys) else "large"
+    indices = [int(match[1]) for key in keys if (match := re.match(r"\w+\.(\d+)\.", key))]
+    return "large" if max(indices, default=0) > 12 else "small"
 
 
 def recognise_config(state: Mapping[str, Tensor], kind: Kind, layout: Layout) -> NetworkConfig:
     """The network that the shapes describe, with the seed's eps and padding, which shapes can't say.
 
-    WeightsError names the first tensor that is missing or of a shape that no MobileNetV3 has.
+    WeightsError names the first tensor of a shape that no MobileNetV3 has.
     """
     names = dict(pairs(layout, kind))
 
-    def shape(ours: str) -> tuple[int, ...]:
-        if names[ours] not in state:
-            raise WeightsError(f"weights: {names[ours]} is missing")
-        return tuple(state[names[ours]].shape)
-
     def width(ours: str, axis: int, rank: int) -> int:
-        got = shape(ours)
+        got = tuple(state[names[ours]].shape)
         if len(got) != rank:
             raise WeightsError(f"weights: {names[ours]} has shape {got}, needs {rank} dimensions")
         return got[axis]
@@ -159,8 +171,7 @@ def default_traits(kind: Kind, config: NetworkConfig) -> SourceTraits | None:
     if kind == "seed":
         return SOURCES["seed"]
     if kind == "timm":
-        # Only timm's mobilenetv3_rw has no bias there: eps 1e-3 and symmetric padding.
-        return None if config.head_bias else SourceTraits(1, 1e-3, False, "timm")
+        return None if config.head_bias else RW
     squeezes = [block for block in config.blocks if block.squeeze]
     if not squeezes:
         return None
@@ -176,28 +187,35 @@ def _same_widths(config: NetworkConfig, other: NetworkConfig, layout: Layout) ->
     return (config.stem, set(config.last_convs), config.hidden) == (other.stem, set(other.last_convs), other.hidden)
 
 
-def _timm_stages(state: Mapping[str, Tensor]) -> list[int]:
-    found = {(int(m[1]), int(m[2])) for key in state if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
-    lengths = [sum(stage == s for stage, _ in found) for s in range(1 + max((s for s, _ in found), default=0))]
-    for stage, length in enumerate(lengths):
-        for position in range(max(length, 1)):
-            if (stage, position) not in found:
-                raise WeightsError(f"weights: blocks.{stage}.{position} is missing")
-    return lengths if len(lengths) > 5 else lengths + [0] * (6 - len(lengths))
+def _timm_stages(keys: list[str], variant: Variant) -> list[int]:
+    """The number of blocks in each of timm's stages, the last of which holds the last convolutions."""
+    found = sorted(
+        {(int(match[1]), int(match[2])) for key in keys if (match := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
+    )
+    lengths = [0] * (len(STAGES[variant]) + 1)
+    stage, position = 0, 0
+    for block in found:
+        if block != (stage, position):
+            stage, position = stage + 1, 0
+        if block != (stage, position):
+            raise WeightsError(f"weights: blocks.{stage}.{position} is missing")
+        if stage == len(lengths):
+            raise WeightsError(f"weights: got {stage + 1} stages of blocks, a {variant} network has {len(lengths)}")
+        lengths[stage] += 1
+        position += 1
+    return lengths
 
 
 def _check_depth(variant: Variant, lengths: list[int]) -> None:
     """timm deepens a network by one factor, every stage rounded up; anything else is a half network."""
     standard = [*STAGES[variant], 1]
-    if len(lengths) != len(standard):
-        raise WeightsError(f"weights: got {len(lengths)} stages of blocks, a {variant} network has {len(standard)}")
-    for percent in range(100, 305, 5):
-        if lengths == [math.ceil(length * percent / 100 - 1e-9) for length in standard]:
-            return
-    for stage, (got, wanted) in enumerate(zip(lengths, standard, strict=True)):
+    depths = [[math.ceil(length * percent / 100 - 1e-9) for length in standard] for percent in range(100, 305, 5)]
+    nearest = max(depths, key=lambda depth: sum(got == wanted for got, wanted in zip(lengths, depth, strict=True)))
+    for stage, (got, wanted) in enumerate(zip(lengths, nearest, strict=True)):
         if got < wanted:
             raise WeightsError(f"weights: blocks.{stage}.{got} is missing")
-    raise WeightsError(f"weights: stages of {lengths} blocks are no depth multiple of {standard}")
+    if lengths != nearest:
+        raise WeightsError(f"weights: stages of {lengths} blocks are no depth multiple of {standard}")
 
 
 def _rows_by_depth(variant: Variant, stages: tuple[int, ...]) -> list:

@@ -1,0 +1,96 @@
+"""Networks whose batch norms hold real statistics, and inputs for them. Shared and cached: copy before you edit.
+
+In a freshly initialised network the wrong bias or a missing residual may vanish in the noise;
+in these, `test_mutations` shows, nothing does.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+
+import mbv3fast
+from mbv3fast import Preprocess
+from mbv3fast.assets import DIGITS_SAMPLE
+from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3
+from tests.conftest import randomise
+
+TILE = 8
+PHOTOGRAPH_SIZE = 128
+
+
+@functools.cache
+@torch.inference_mode(False)
+def trained_small() -> FusedMobileNetV3:
+    """The Small that the package carries, trained on handwritten digits; eval mode."""
+    return mbv3fast.small(weights="digits").eval()
+
+
+@functools.cache
+@torch.inference_mode(False)
+def digit_tiles() -> Tensor:
+    """The sheet's 40 digits as `trained_small` reads them, [40, 3, 64, 64]: image i shows the digit i % 10."""
+    transform = trained_small().transforms()
+    with Image.open(DIGITS_SAMPLE) as sheet:
+        corners = [(x, y) for y in range(0, sheet.height, TILE) for x in range(0, sheet.width, TILE)]
+        return torch.stack([transform(sheet.crop((x, y, x + TILE, y + TILE))) for x, y in corners])
+
+
+@functools.cache
+@torch.inference_mode(False)
+def photographs(count: int, size: int = PHOTOGRAPH_SIZE, seed: int = 0) -> Tensor:
+    """Random square crops of scikit-learn's two photographs, [count, 3, size, size]."""
+    images = [Image.fromarray(image) for image in load_sample_images().images]
+    transform = Preprocess(resize=size, crop=size)
+    generator = torch.Generator().manual_seed(seed)
+
+    def crop(image: Image.Image) -> Tensor:
+        side = int(torch.randint(size, min(image.size) + 1, (), generator=generator))
+        left, top = (int(torch.randint(0, extent - side + 1, (), generator=generator)) for extent in image.size)
+        return transform(image.crop((left, top, left + side, top + side)))
+
+    return torch.stack([crop(images[i % len(images)]) for i in range(count)])
+
+
+@functools.cache
+@torch.inference_mode(False)
+def calibrated_large() -> FusedMobileNetV3:
+    """A seeded Large with random biases whose batch norms hold the statistics of photographs; eval mode.
+
+    Its linear layers are widened so that the photographs, not the last biases, decide the logits.
+    """
+    torch.manual_seed(0)
+    model = mbv3fast.large()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    randomise(model)
+    calibrate(model, photographs(8, seed=1))
+    return model
+
+
+@functools.cache
+@torch.inference_mode(False)
+def calibrated_features() -> FusedFeatureExtractor:
+    """A feature extractor with `calibrated_large`'s weights."""
+    model = mbv3fast.large(features_only=True).eval()
+    model.features.load_state_dict(calibrated_large().features.state_dict())
+    return model
+
+
+def calibrate(model: nn.Module, x: Tensor) -> None:
+    """Set every batch norm's running statistics to those of the batch `x`; eval mode."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()

@@ -1,0 +1,234 @@
+"""Never a stale answer: whatever is done to a model between two forwards, the second one counts it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, prune, vector_to_parameters
+
+import mbv3fast
+from mbv3fast.fast import FusedMobileNetV3
+from tests.freshness import TOLERANCE, answer, assert_fresh, difference, images, reference, subject
+
+ATTEMPTS = 100
+
+Edit = Callable[[FusedMobileNetV3], Any]
+
+
+def scale(path: str, factor: float = 1.5) -> Edit:
+    """Multiply a parameter or buffer in place."""
+
+    def edit(model: FusedMobileNetV3) -> None:
+        with torch.no_grad():
+            functools.reduce(getattr, path.split("."), model).mul_(factor)
+
+    return edit
+
+
+def assign_data(model: FusedMobileNetV3) -> None:
+    """What PyTorch doesn't count."""
+    parameter = model.features[12][0].weight
+    parameter.data = parameter.data * 1.5
+
+
+def assign_data_at_the_same_address(model: FusedMobileNetV3) -> None:
+    """The allocator may hand out again the memory that the first assignment freed."""
+    parameter = model.features[12][0].weight
+    address, values = parameter.data_ptr(), parameter.detach().clone()
+    for attempt in range(ATTEMPTS):
+        parameter.data = values * (1.5 + attempt / ATTEMPTS)
+        if parameter.data_ptr() == address:
+            break
+
+
+def put(path: str, new: Callable[[], nn.Module]) -> Edit:
+    """Replace a module."""
+    parent, _, child = path.rpartition(".")
+    return lambda model: setattr(model.get_submodule(parent), child, new())
+
+
+def attributes(path: str, **values: Any) -> Edit:
+    return lambda model: [setattr(model.get_submodule(path), name, value) for name, value in values.items()]
+
+
+def changed_state(model: FusedMobileNetV3) -> dict[str, Tensor]:
+    return {k: v * 1.1 if v.is_floating_point() else v.clone() for k, v in model.state_dict().items()}
+
+
+def train_norm(model: FusedMobileNetV3) -> None:
+    """Only the norm's own forward, which moves its statistics."""
+    norm = model.features[12][1].train()
+    norm(torch.randn(8, 576, 4, 4, generator=torch.Generator().manual_seed(0)))
+    norm.eval()
+
+
+def train_model(model: FusedMobileNetV3) -> None:
+    """Forwards in training mode, without an optimizer."""
+    model.train()
+    for _ in range(3):
+        model(images().flip(3))
+    model.eval()
+
+
+def within_inference_mode(model: FusedMobileNetV3) -> None:
+    with torch.inference_mode():
+        model.features[12][0].weight.mul_(1.5)
+
+
+def set_vector(model: FusedMobileNetV3) -> None:
+    """All parameters from one vector, as evolution strategies do it; PyTorch counts none of it."""
+    vector_to_parameters(vector_of(model) * 1.02, model.features.parameters())
+
+
+def set_vector_at_the_same_address(model: FusedMobileNetV3) -> None:
+    vector = vector_of(model)
+    vector_to_parameters(vector.clone(), model.features.parameters())
+    answer(model)
+    parameter = next(model.parameters())
+    address = parameter.data_ptr()
+    for attempt in range(ATTEMPTS):
+        vector_to_parameters(vector * (1.02 + attempt / ATTEMPTS / 100), model.features.parameters())
+        if parameter.data_ptr() == address:
+            break
+
+
+def vector_of(model: FusedMobileNetV3) -> Tensor:
+    return parameters_to_vector(model.features.parameters()).detach()
+
+
+def stuck_dropout(model: FusedMobileNetV3) -> None:
+    model.classifier[2].p = 1.0
+    model.classifier[2].train()
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+CONV, NORM, BLOCK = "features.12.0", "features.12.1", "features.5"
+SE = f"{BLOCK}.block.2"
+
+EDITS: dict[str, Edit] = {
+    **{
+        f"{path} in place": scale(path)
+        for path in (
+            *(f"{CONV}.weight", f"{NORM}.weight", f"{NORM}.bias", f"{NORM}.running_mean", f"{NORM}.running_var"),
+            *(f"{SE}.fc1.weight", f"{SE}.fc1.bias", f"{SE}.fc2.weight", f"{SE}.fc2.bias"),
+            *("classifier.0.weight", "classifier.0.bias", "classifier.3.weight", "classifier.3.bias"),
+        )
+    },
+    "in place under inference_mode": within_inference_mode,
+    "data assigned": assign_data,
+    "data assigned at the same address": assign_data_at_the_same_address,
+    "vector": set_vector,
+    "vector at the same address": set_vector_at_the_same_address,
+    "a new parameter": lambda m: setattr(m.features[12][0], "weight", nn.Parameter(m.features[12][0].weight * 1.5)),
+    "no norm weight": attributes(NORM, weight=None),
+    "norm trained": train_norm,
+    "model trained": train_model,
+    "norm in training": lambda m: m.features[12][1].train(),
+    "dropout in training": stuck_dropout,
+    "state loaded": lambda m: m.load_state_dict(changed_state(m)),
+    "state assigned": lambda m: m.load_state_dict(changed_state(m), assign=True),
+    "part loaded": lambda m: m.features[12].load_state_dict(changed_state(m.features[12])),
+    "half": lambda m: m.half(),
+    "bfloat16": lambda m: m.to(torch.bfloat16),
+    "half and back": lambda m: m.half().float(),
+    "features half and back": lambda m: m.features.half().float(),
+    "double": lambda m: m.double().classifier[3].weight.data.mul_(1.5),
+    "eps": attributes(NORM, eps=1.0),
+    "stride": attributes("features.2.block.1.0", stride=(1, 1)),
+    "dilation": attributes(f"{BLOCK}.block.1.0", dilation=(2, 2), padding=(4, 4)),
+    "padding": attributes("features.0.0", padding=(0, 0)),
+    "padding mode": lambda m: put("features.0.0", lambda: mirrored(m.features[0][0]))(m),
+    "residual": attributes(BLOCK, has_residual=False),
+    "other activation": put("features.0.2", nn.ReLU),
+    "unknown activation": put("features.0.2", nn.Tanh),
+    "block gone": put(BLOCK, nn.Identity),
+    "block twice": lambda m: put("features.6", lambda: m.features[5])(m),
+    "norm gone": put(NORM, nn.Identity),
+    "squeeze-excite gone": put(SE, nn.Identity),
+    "gate": put(f"{SE}.scale_activation", nn.Sigmoid),
+    "layer appended": lambda m: m.features.append(Doubled()),
+    "part appended": lambda m: m.features[12].append(Doubled()),
+    "features cut and joined": lambda m: setattr(m, "features", nn.Sequential(*m.features[:5], *m.features[6:])),
+    "pool": put("avgpool", lambda: nn.AdaptiveMaxPool2d(1)),
+    "head activation": put("classifier.1", nn.ReLU),
+    "last layer": put("classifier.3", lambda: nn.Linear(1024, 7)),
+    "last layers": put("classifier.3", lambda: nn.Sequential(nn.Linear(1024, 32), nn.GELU(), nn.Linear(32, 7))),
+    "last layer appended": lambda m: m.classifier.append(nn.ReLU()),
+    "head reset": lambda m: m.reset_classifier(7),
+    "head gone": put("classifier", nn.Identity),
+    "shared head activation": lambda m: put("classifier", lambda: with_shared_activation(m.classifier))(m),
+    "parametrized": lambda m: parametrize.register_parametrization(m.features[12][0], "weight", Doubled()),
+    "parametrized head": lambda m: parametrize.register_parametrization(m.classifier[3], "weight", Doubled()),
+    "weight norm": lambda m: scale("classifier.3.parametrizations.weight.original0")(weight_norm(m)),
+    "pruned": lambda m: prune.l1_unstructured(m.features[12][0], "weight", 0.5),
+    "pruned head": lambda m: prune.l1_unstructured(m.classifier[3], "weight", 0.5),
+    "pruned for good": lambda m: prune.remove(prune.l1_unstructured(m.classifier[3], "weight", 0.5), "weight"),
+    "own forward": lambda m: setattr(m.features[5], "forward", lambda x: 2 * x),
+    "own forward of a convolution": lambda m: setattr(
+        m.features[0][0], "forward", lambda x: x.repeat(1, 6, 1, 1)[:, :16]
+    ),
+    "own forward_head": lambda m: setattr(m, "forward_head", lambda x: x.mean((2, 3))),
+}
+
+
+def mirrored(conv: nn.Conv2d) -> nn.Conv2d:
+    other = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False, padding_mode="reflect")
+    other.load_state_dict(conv.state_dict())
+    return other
+
+
+def with_shared_activation(classifier: nn.Sequential) -> nn.Sequential:
+    activation = nn.ReLU()
+    return nn.Sequential(classifier[0], activation, classifier[3], activation)
+
+
+def weight_norm(model: FusedMobileNetV3) -> FusedMobileNetV3:
+    parametrizations.weight_norm(model.classifier[3])
+    return model
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_no_edit_is_missed(edit: str) -> None:
+    model = subject()
+    before = answer(model)
+    with torch.inference_mode():
+        assert model.explain(images()).fused
+    assert difference(before, reference(model)) <= TOLERANCE[torch.float32]
+    EDITS[edit](model)
+    assert_fresh(model, before)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    ["data assigned at the same address", "vector at the same address", f"{CONV}.weight in place", "half and back"],
+)
+@pytest.mark.parametrize("kind", ["bfloat16", "features"])
+def test_nor_in_other_kinds_of_model(edit: str, kind: str) -> None:
+    """Their engines keep none of the model's own tensors alive."""
+    model: Any = subject()
+    if kind == "bfloat16":
+        model.to(torch.bfloat16)
+    else:
+        features, model = model.features, mbv3fast.small(features_only=True, out_indices=(4,)).eval()
+        model.features = features
+    before = answer(model)
+    EDITS[edit](model)
+    assert_fresh(model, before)
+
+
+def test_writes_past_pytorchs_count_show_after_repack() -> None:
+    """The known limit: `p.data.mul_()` and NumPy views change neither identity, pointer nor version."""
+    model = subject()
+    before = answer(model)
+    model.features[12][0].weight.data.mul_(1.5)
+    model.repack()
+    assert_fresh(model, before)
