@@ -67,6 +67,8 @@ class Snapshot:
             for name, tensor in slots.items()
             if tensor is not None
         ]
+        # Kept alive, so that memory that `p.data = new` frees can't come back at the same address.
+        self._storages = [record.tensor.untyped_storage() for record in self._tensors]
         self.parameters = frozenset(id(p) for module in modules for p in module._parameters.values())
         with _WATCHING:
             _SNAPSHOTS.add(self)
