@@ -82,6 +82,12 @@ class StepCost:
     macs: int
     launches: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        fields = asdict(self)
+        shapes = {"inputs": fields.pop("inputs"), "output": fields.pop("output")}
+        return {"op": fields.pop("op"), "name": fields.pop("name"), "shapes": shapes, **fields}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -121,7 +127,7 @@ class Plan:
 
     def to_dict(self, shape: Shape, itemsize: int) -> dict[str, Any]:
         """A JSON-able form: the plan's backend, totals, and each step's cost."""
-        costs = [asdict(cost) for cost in self.costs(shape, itemsize)]
+        costs = [cost.to_dict() for cost in self.costs(shape, itemsize)]
         counted = ("bytes_read", "bytes_written", "weight_bytes", "macs", "launches")
         totals = {name: sum(cost[name] for cost in costs) for name in counted}
         return {"backend": self.backend, "input": list(shape), "totals": totals, "steps": costs}

@@ -34,7 +34,7 @@ def test_plan_counts_the_networks_macs() -> None:
         plan = json.loads(run("plan", model, "--batch", 2, "--json"))
         assert plan["totals"]["macs"] == pytest.approx(2 * macs, rel=1e-4)
         assert plan["steps"][0]["op"] == "stem_conv"
-        assert {"op", "inputs", "output", "bytes_read", "bytes_written", "weight_bytes", "macs", "launches"} <= set(
+        assert {"op", "shapes", "bytes_read", "bytes_written", "weight_bytes", "macs", "launches"} <= set(
             plan["steps"][0]
         )
         for name in ("bytes_read", "bytes_written", "weight_bytes", "macs", "launches"):

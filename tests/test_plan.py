@@ -160,8 +160,7 @@ def test_the_dict_is_json_and_its_totals_are_sums() -> None:
     assert json.loads(json.dumps(data))["steps"][0] == {
         "op": "stem_conv",
         "name": "features.0",
-        "inputs": [[2, 3, 64, 64]],
-        "output": [2, 16, 32, 32],
+        "shapes": {"inputs": [[2, 3, 64, 64]], "output": [2, 16, 32, 32]},
         "bytes_read": 2 * 2 * (3 * 64**2 + 16 * 32**2),
         "bytes_written": 2 * 2 * 2 * 16 * 32**2,
         "launches": 2,

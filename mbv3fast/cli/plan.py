@@ -42,7 +42,7 @@ def _table(plan: dict[str, Any]) -> str:
     title = f"{plan['model']}, input {plan['input']}, {plan['dtype']}, backend {plan['backend']}"
     lines = [title, row.format("step", "op", "input", "output", "read KB", "write KB", "weight KB", "MMAC", "runs")]
     for step in plan["steps"]:
-        shapes = ("x".join(map(str, shape)) for shape in (step["inputs"][0], step["output"]))
+        shapes = ("x".join(map(str, shape)) for shape in (step["shapes"]["inputs"][0], step["shapes"]["output"]))
         lines.append(row.format(step["name"], step["op"], *shapes, *_numbers(step)))
     lines.append(row.format("total", "", "", "", *_numbers(plan["totals"])))
     return "\n".join(lines)
