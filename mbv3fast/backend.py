@@ -30,7 +30,7 @@ def requested(backend: str) -> str:
 
     Raises ValueError for an unknown name, BackendError for one that this version doesn't have.
     """
-    name = os.environ.get(ENVIRONMENT, "auto") if backend == "auto" else backend
+    name = (os.environ.get(ENVIRONMENT) or "auto") if backend == "auto" else backend
     origin = "backend" if backend != "auto" else ENVIRONMENT
     if name not in BACKENDS:
         raise ValueError(f"{origin}: got {name!r}, needs one of {', '.join(BACKENDS)}")

@@ -66,6 +66,25 @@ HIDDEN: dict[Variant, int] = {"large": 1280, "small": 1024}
 STAGES: dict[Variant, tuple[int, ...]] = {"large": (1, 2, 3, 4, 2, 3), "small": (1, 2, 3, 2, 3)}
 
 
+ACTIVATIONS: tuple[Activation, ...] = (_R, _H)
+_MOST = 1 << 20  # channels or classes; more is no network but a damaged file
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if type(value) is not int or not least <= value <= _MOST:
+        raise ValueError(f"{name}: got {value!r}, needs a whole number from {least} to {_MOST:,}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, needs one of {', '.join(map(str, choices))}")
+
+
+def _check_number(name: str, value: float, right: bool, needs: str) -> None:
+    if not right:
+        raise ValueError(f"{name}: got {value!r}, needs a number {needs}")
+
+
 @dataclass(frozen=True)
 class BlockConfig:
     """An inverted residual: expand, depthwise, squeeze_excite, project; `squeeze` 0 means no squeeze-excite."""
@@ -79,6 +98,15 @@ class BlockConfig:
     stride: int
     skip: bool = True
     squeeze_activation: Activation = "relu"
+
+    def __post_init__(self) -> None:
+        for field in ("in_channels", "expanded", "out_channels"):
+            _check_count(f"blocks: {field}", getattr(self, field), 1)
+        _check_count("blocks: squeeze", self.squeeze, 0)
+        _check_choice("blocks: kernel", self.kernel, (3, 5))
+        _check_choice("blocks: stride", self.stride, (1, 2))
+        _check_choice("blocks: activation", self.activation, ACTIVATIONS)
+        _check_choice("blocks: squeeze_activation", self.squeeze_activation, ACTIVATIONS)
 
     @property
     def has_expand(self) -> bool:
@@ -106,6 +134,22 @@ class NetworkConfig:
     bn_momentum: float = 0.01
     tf_same_padding: bool = False
     dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_choice("variant", self.variant, tuple(ROWS))
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        for field in ("stem", "hidden", "in_chans"):
+            _check_count(field, getattr(self, field), 1)
+        _check_count("num_classes", self.num_classes, 0)
+        for width in self.last_convs:
+            _check_count("last_convs", width, 1)
+        if not self.blocks or not self.last_convs:
+            raise ValueError(
+                f"blocks, last_convs: got {len(self.blocks)} and {len(self.last_convs)}, needs some of each"
+            )
+        _check_number("bn_eps", self.bn_eps, 0 < self.bn_eps <= 1, "above 0, at most 1")
+        _check_number("bn_momentum", self.bn_momentum, 0 <= self.bn_momentum <= 1, "from 0 to 1")
+        _check_number("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; `from_dict` is its inverse."""
@@ -176,8 +220,7 @@ def network(
     hidden width and, below 0.75, the stem. `minimal` is the paper's variant without squeeze-excite,
     hardswish and 5x5 kernels.
     """
-    if not width_mult > 0:
-        raise ValueError(f"width_mult: got {width_mult}, needs a number above 0")
+    _check_number("width_mult", width_mult, 0 < width_mult <= 100, "above 0, at most 100")
     if se_divisor not in (1, 8):
         raise ValueError(f"se_divisor: got {se_divisor}, needs 1 (exactly C // 4) or 8 (rounded to multiples of 8)")
     timm = width_rule == "timm"

@@ -31,15 +31,19 @@ class Description:
         """Read what `to_json` wrote; ValueError where the text, which may come from anywhere, is not that."""
         try:
             fields = json.loads(text)
+            config = NetworkConfig.from_dict(fields["config"])
+            preprocess = Preprocess.from_dict(fields["preprocess"])
+            if len(preprocess.mean) != config.in_chans:
+                raise ValueError(f"mean has {len(preprocess.mean)} numbers for {config.in_chans} channels")
             labels = fields["labels"]
-            if labels is not None and not all(isinstance(label, str) for label in labels):
+            if labels is None:
+                return cls(config, preprocess)
+            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
                 raise TypeError("labels are not strings")
-            return cls(
-                NetworkConfig.from_dict(fields["config"]),
-                Preprocess.from_dict(fields["preprocess"]),
-                tuple(labels) if labels else None,
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if len(labels) != config.num_classes:
+                raise ValueError(f"{len(labels)} labels for {config.num_classes} classes")
+            return cls(config, preprocess, tuple(labels))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"mbv3fast metadata is damaged: {type(error).__name__}: {error}") from error
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from mbv3fast.backend import Decision, decide, requested
-from mbv3fast.config import NetworkConfig
+from mbv3fast.config import FeatureLevel, NetworkConfig
 from mbv3fast.engine import Engine
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features, fold_head, fold_pool
 from mbv3fast.freshness import Snapshot, global_hooks, untrackable
@@ -36,6 +36,7 @@ class _Built:
     """An engine and the state of the model that it is right for; no engine where `reason` forbids one."""
 
     snapshot: Snapshot
+    levels: tuple[FeatureLevel, ...]
     engine: Engine | None
     fused_head: bool
     reason: str
@@ -89,6 +90,10 @@ class _Fused(Backbone):
         """The modules that the engine's result depends on."""
         return (self.features,)
 
+    def _levels(self) -> tuple[FeatureLevel, ...]:
+        """The feature maps that are put out, none where it is logits."""
+        return ()
+
     def _serving(self, x: Tensor) -> _Built | None:
         """What serves `model(x)`, None where PyTorch must run the modules; the reason is logged once."""
         built = self._refusal(x) or self._current()
@@ -124,16 +129,17 @@ class _Fused(Backbone):
     def _current(self) -> _Built | str:
         """The engine for the model as it is now, or why there can be none."""
         built = self._built
-        if built is None or not built.snapshot.holds():
+        if built is None or built.levels != self._levels() or not built.snapshot.holds():
             with _BUILDING:
-                reason = untrackable(self._parts())
+                reason = untrackable(self)
                 if reason:
                     return reason
+                levels = self._levels()
                 snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
                 try:
-                    built = _Built(snapshot, *self._fuse(), reason="")
+                    built = _Built(snapshot, levels, *self._fuse(), reason="")
                 except UnsupportedError as unsupported:
-                    built = _Built(snapshot, None, False, str(unsupported))
+                    built = _Built(snapshot, levels, None, False, str(unsupported))
                 self._built = built
         return built
 
@@ -166,6 +172,8 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
         try:
             fold_pool(self.avgpool)
             head = fold_head(self.classifier)
+            if common_dtype(self.classifier) != dtype:
+                raise UnsupportedError(f"classifier is {common_dtype(self.classifier)}, features {dtype}")
         except UnsupportedError as unsupported:
             _say_once(f"PyTorch runs this model's classifier: {unsupported}")
             return Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), False
@@ -184,6 +192,9 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
 
     def _customised(self) -> bool:
         return _overrides(self, FusedFeatureExtractor, ("reference_forward",))
+
+    def _levels(self) -> tuple[FeatureLevel, ...]:
+        return tuple(self.levels)
 
     def _fuse(self) -> tuple[Engine, bool]:
         layers = fold_features(self.features)

@@ -22,14 +22,16 @@ _WATCHED = frozenset(
 
 
 class _ModuleRecord(NamedTuple):
-    """A module's containers as they are, each beside what it held."""
+    """A module, its class and its containers as they are, each beside what it held."""
 
+    module: nn.Module
+    kind: type[nn.Module]
     state: dict[str, Any]
     size: int  # a new attribute may be a replaced forward
     read_watched: Callable[[dict[str, Any]], Any]
     watched: Any
     children: dict[str, Any]
-    held_children: dict[str, Any]
+    held_children: tuple[tuple[str, Any], ...]
     hooks: dict[int, Any]
     held_hooks: dict[int, Any]
     pre_hooks: dict[int, Any]
@@ -46,27 +48,35 @@ class _TensorRecord(NamedTuple):
     version: int
 
 
+class _EmptySlot(NamedTuple):
+    """Where a parameter or buffer could be, such as a convolution's bias."""
+
+    slots: Mapping[str, Tensor | None]
+    name: str
+
+
 class Snapshot:
     """What decides a model's eval forward, recorded so that comparing it costs a fraction of a millisecond.
 
     Every parameter and buffer by identity, data pointer and version; every submodule by identity; every
-    attribute that folding reads. Not seen: writes that PyTorch doesn't count, such as `p.data.mul_(2)` or
-    one through a NumPy view, while nothing else about the model changes.
+    attribute that folding reads; steps of the optimizers that hold its parameters. Not seen: writes that PyTorch
+    doesn't count, such as `p.data.mul_(2)`, one through a NumPy view, or F.batch_norm(training=True) on buffers.
     """
 
     def __init__(self, model: nn.Module, within: tuple[nn.Module, ...]) -> None:
         """Record `within`, submodules of `model`, and which modules `model` itself holds."""
-        self._children = (model._modules, dict(model._modules))
+        self._children = (model._modules, tuple(model._modules.items()))
         self._stepped = False
         modules = list(dict.fromkeys(m for root in within for m in root.modules()))
         self._modules = [_record_module(module) for module in modules]
-        self._tensors = [
-            _TensorRecord(slots, name, tensor, tensor.data_ptr(), tensor._version)
+        slots = [
+            (slots, name, tensor)
             for module in modules
             for slots in (module._parameters, module._buffers)
             for name, tensor in slots.items()
-            if tensor is not None
         ]
+        self._tensors = [_TensorRecord(s, n, t, t.data_ptr(), t._version) for s, n, t in slots if t is not None]
+        self._empty = [_EmptySlot(s, n) for s, n, t in slots if t is None]
         # Kept alive, so that memory that `p.data = new` frees can't come back at the same address.
         self._storages = [record.tensor.untyped_storage() for record in self._tensors]
         self.parameters = frozenset(id(p) for module in modules for p in module._parameters.values())
@@ -80,13 +90,17 @@ class Snapshot:
     def holds(self) -> bool:
         """Whether nothing recorded has changed."""
         children, held_children = self._children
-        if self._stepped or children != held_children:
+        if self._stepped or tuple(children.items()) != held_children:
+            return False
+        if any(slots.get(name) is not None for slots, name in self._empty):
             return False
         for slots, name, tensor, pointer, version in self._tensors:
             if slots.get(name) is not tensor or tensor.data_ptr() != pointer or tensor._version != version:
                 return False
-        for state, size, read, watched, children, held, hooks, held_hooks, pre, held_pre in self._modules:
-            if len(state) != size or read(state) != watched or children != held:
+        for module, kind, state, size, read, watched, children, held, hooks, held_hooks, pre, held_pre in self._modules:
+            if type(module) is not kind or len(state) != size or read(state) != watched:
+                return False
+            if (children and tuple(children.items()) != held) or "forward" in state:
                 return False
             if hooks != held_hooks or pre != held_pre:
                 return False
@@ -116,20 +130,19 @@ def _record_module(module: nn.Module) -> _ModuleRecord:
     read = itemgetter(*sorted(_WATCHED & set(state)))
     hooks, pre_hooks = module._forward_hooks, module._forward_pre_hooks
     return _ModuleRecord(
-        *(state, len(state), read, read(state)),
-        *(module._modules, dict(module._modules)),
+        *(module, type(module), state, len(state), read, read(state)),
+        *(module._modules, tuple(module._modules.items())),
         *(hooks, dict(hooks), pre_hooks, dict(pre_hooks)),
     )
 
 
-def untrackable(modules: tuple[nn.Module, ...]) -> str | None:
-    """Why edits of these modules' tensors could not be seen, None where they can."""
-    for module in modules:
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.is_inference():
-                return f"{name} was made under inference_mode, where PyTorch doesn't count edits"
-            if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
-                return f"{name} is a {type(tensor).__name__} on {tensor.device}"
+def untrackable(model: nn.Module) -> str | None:
+    """Why edits of the model's tensors could not be seen, None where they can."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_inference():
+            return f"{name} was made under inference_mode, where PyTorch doesn't count edits"
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
+            return f"{name} is a {type(tensor).__name__} on {tensor.device}"
     return None
 
 

@@ -131,11 +131,11 @@ class MobileNetV3(Backbone):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last layer by a fresh one of `num_classes` outputs; 0 leaves the embedding."""
+        self.config = with_overrides(self.config, num_classes=num_classes)
         like = next(self.classifier[0].parameters())
         last = _classifier_layer(self.config.hidden, num_classes).to(like.device, like.dtype)
+        initialise(last)
         self.classifier[-1] = last.train(self.training)
-        initialise(self.classifier[-1])
-        self.config = with_overrides(self.config, num_classes=num_classes)
         self.labels = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -150,7 +150,8 @@ class MobileNetV3(Backbone):
     def description(self) -> Description:
         """What a state dict can't say and its reader needs."""
         config = with_overrides(self.config, num_classes=self.num_classes)
-        return Description(config, self.preprocess, self.labels)
+        labels = self.labels if self.labels and len(self.labels) == config.num_classes else None
+        return Description(config, self.preprocess, labels)
 
 
 class FeatureInfo(tuple[FeatureLevel, ...]):
@@ -210,8 +211,6 @@ def is_traced(x: object) -> bool:
 
 
 def _classifier_layer(hidden: int, num_classes: int) -> nn.Module:
-    if num_classes < 0:
-        raise ValueError(f"num_classes: got {num_classes}, needs 0 (no classifier) or more")
     return nn.Linear(hidden, num_classes) if num_classes else nn.Identity()
 
 

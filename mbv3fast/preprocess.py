@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+MOST_PIXELS = 8192  # of a side
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -34,13 +36,20 @@ class Preprocess:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
+        for name in ("resize", "crop"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, needs a whole number of pixels")
+        if not 1 <= self.resize <= MOST_PIXELS:
+            raise ValueError(f"resize: got {self.resize}, needs 1 to {MOST_PIXELS}")
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop: got {self.crop}, needs 1 to resize={self.resize}")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"mean, std: got {len(self.mean)} and {len(self.std)} numbers, needs one a channel")
-        if not all(s > 0 for s in self.std):
+        if not all(isinstance(m, (int, float)) and math.isfinite(m) for m in self.mean):
+            raise ValueError(f"mean: got {self.mean}, needs numbers")
+        if not all(isinstance(s, (int, float)) and 0 < s < math.inf for s in self.std):
             raise ValueError(f"std: got {self.std}, needs numbers above 0")
-        if self.interpolation not in INTERPOLATIONS:
+        if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation: got {self.interpolation!r}, needs one of {sorted(INTERPOLATIONS)}")
 
     @classmethod
@@ -54,6 +63,9 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Preprocess:
+        """Rebuild what `to_dict` wrote; TypeError or ValueError where it is something else."""
+        if set(data) != {field.name for field in fields(cls)}:
+            raise TypeError(f"preprocess: got {data!r}, needs {', '.join(field.name for field in fields(cls))}")
         return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:

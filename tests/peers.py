@@ -6,7 +6,9 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import mbv3fast
@@ -107,3 +109,14 @@ def trained_state(name: str) -> dict[str, Tensor]:
 def noise(batch: int, height: int, width: int, seed: int = 1, channels: int = 3) -> Tensor:
     """Normalised pixels, [batch, channels, height, width]."""
     return torch.randn((batch, channels, height, width), generator=torch.Generator().manual_seed(seed))
+
+
+def picture(width: int = 301, height: int = 517) -> Image.Image:
+    """Random pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def assert_same_pixels(got: Tensor, theirs: Tensor) -> None:
+    assert got.dtype == theirs.dtype
+    torch.testing.assert_close(got, theirs, rtol=0, atol=1e-6)

@@ -90,3 +90,13 @@ def test_a_shortened_extractor_gives_the_levels_that_are_left() -> None:
     assert [level.shape for level in maps] == [level.shape for level in expected]
     for level, reference in zip(maps, expected, strict=True):
         torch.testing.assert_close(level, reference)
+
+
+def test_levels_may_be_chosen_anew() -> None:
+    model = extractor("small")
+    with torch.inference_mode():
+        first = model(torch.ones(1, 3, 64, 64))
+        model.levels = model.levels[1:3]
+        second = model(torch.ones(1, 3, 64, 64))
+    assert model.feature_info.channels() == [16, 24]
+    assert [level.shape for level in second] == [level.shape for level in first[1:3]]

@@ -80,6 +80,12 @@ def test_stem_conv(batch: int, size: tuple[int, int], kernel: int, stride: int, 
     torch.testing.assert_close(got, expected, **EXACT)
 
 
+def test_the_stems_defaults_are_the_papers() -> None:
+    x, weight, bias = randn(2, 3, 9, 8), randn(8, 3, 3, 3, seed=1), randn(8, seed=2)
+    explicit = reference.stem_conv_ref(x, weight, bias, stride=2, padding=(1, 1, 1, 1), activation="hardswish")
+    assert torch.equal(reference.stem_conv_ref(x, weight, bias), explicit)
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(**GEOMETRY, dilation=st.sampled_from([1, 2]))
 def test_depthwise_conv(

@@ -92,7 +92,7 @@ def read(
     fields = {"bn_eps": traits.bn_eps, "tf_same_padding": traits.tf_same_padding, **said}
     config = replace(config, **fields)
     if preprocess is None and config.in_chans == 3:
-        preprocess = _TIMM_PREPROCESS.get("timm-tf" if traits.tf_same_padding else "timm") if kind == "timm" else None
+        preprocess = _TIMM_PREPROCESS.get(source or ("timm" if kind == "timm" else ""))
     described = Description(config, preprocess or Preprocess.default(config.in_chans))
     return Checkpoint(_fit(state, kind, config, pairs(layout, kind)), described)
 
@@ -157,8 +157,10 @@ def _fit(
     state: Mapping[str, Tensor], kind: Kind, config: NetworkConfig, names: list[tuple[str, str]] | None
 ) -> dict[str, Tensor]:
     """Rename and reshape to exactly what the network needs; WeightsError names the first key that doesn't fit."""
-    if len(config.blocks) > len(state):
-        raise WeightsError(f"weights: {len(config.blocks)} blocks are described, but only {len(state)} tensors given")
+    for field in ("blocks", "last_convs"):
+        count = len(getattr(config, field))
+        if count > len(state):
+            raise WeightsError(f"weights: {count} {field} are described, but only {len(state)} tensors given")
     with torch.device("meta"):
         needed = MobileNetV3(config).state_dict()
     theirs = dict(names) if names is not None else {key: key for key in needed}

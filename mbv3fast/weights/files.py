@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Description | N
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         text = metadata.get(METADATA_KEY)
-        return state, Description.from_json(text) if text else None
+        return state, None if text is None else Description.from_json(text)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"weights: {path} is no whole safetensors file (truncated or damaged?): {error}") from error
 
@@ -89,11 +88,17 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|Unsupported (?:class|operand)) ([\w.]+)", str(error))
-        what = f"pickled code ({found[1]})" if found else "something other than tensors"
+        found = re.search(r"(?:GLOBAL|Unsupported (?:class|operand)) ([A-Za-z_][\w.]*\.\w+)", str(error))
+        if found is None:
+            raise WeightsError(f"weights: {path} holds something other than tensors, or is damaged") from error
         raise WeightsError(
-            f"weights: {path} holds {what}, which is not run; save model.state_dict() instead, best as safetensors"
+            f"weights: {path} holds pickled code ({found[1]}), which is not run; "
+            "save model.state_dict() instead, best as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"weights: {path} can't be read (truncated or damaged?): {reason}") from error
+    except Exception as error:  # damaged bytes make torch.load raise nearly anything
+        raise WeightsError(f"weights: {path} can't be read (truncated or damaged?): {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 
 from mbv3fast.config import Variant
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.weights.errors import WeightsError
-from mbv3fast.weights.files import read_file
+from mbv3fast.weights.files import first_line, read_file
 
 HUB_PREFIX = "hf-hub:"
 _BASE = "https://download.pytorch.org/models/"
@@ -59,19 +58,23 @@ def enum_name(weights: Any, variant: Variant) -> str | None:
 
 
 def fetch(published: Published) -> Mapping[str, Any]:
-    """Download through torch.hub, or take from its cache, and read with weights_only."""
+    """Download into torch.hub's cache, unless it is there already, and read with weights_only."""
     name = published.url.rsplit("/", 1)[1]
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    file = folder / name
     try:
-        return torch.hub.load_state_dict_from_url(
-            published.url, map_location="cpu", check_hash=True, weights_only=True, progress=False
-        )
-    except (URLError, OSError) as error:
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            hash_prefix = file.stem.rsplit("-", 1)[1]
+            torch.hub.download_url_to_file(published.url, str(file), hash_prefix, progress=False)
+    except OSError as error:  # URLError is one
         raise WeightsError(
-            f"weights: {name} can't be downloaded ({error}). Without a network, fetch {published.url} elsewhere and "
-            f"pass the file's path as weights=, or put it into {Path(torch.hub.get_dir(), 'checkpoints')}"
+            f"weights: {name} can't be downloaded ({first_line(error)}). Without a network, fetch {published.url} "
+            f"elsewhere and pass the file's path as weights=, or put it into {folder}"
         ) from error
     except RuntimeError as error:
-        raise WeightsError(f"weights: {name} arrived damaged or the cached file is: {error}") from error
+        raise WeightsError(f"weights: {name} arrived damaged: {first_line(error)}") from error
+    return read_file(file)[0]
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,19 @@ def fetch_hub(name: str) -> HubModel:
     except ImportError as error:
         raise WeightsError(f"weights: {name} needs huggingface_hub: pip install 'mbv3fast[hub]'") from error
     repository = name.removeprefix(HUB_PREFIX)
-    try:
-        config = Path(hf_hub_download(repository, "config.json"))
-        tensors = Path(hf_hub_download(repository, "model.safetensors"))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise WeightsError(
-            f"weights: {name} can't be downloaded ({type(error).__name__}: {str(error).splitlines()[0]}). Without a "
-            "network, fetch its model.safetensors elsewhere and pass the file's path with "
-            'source="timm", or "timm-tf" for a tf_ model'
-        ) from error
-    state, _ = read_file(tensors)
-    source, preprocess = _read_hub_config(config, name)
+
+    def download(file: str) -> Path:
+        try:
+            return Path(hf_hub_download(repository, file))
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            raise WeightsError(
+                f"weights: {name} can't be downloaded ({type(error).__name__}: {first_line(error)}). Without a "
+                "network, fetch its model.safetensors elsewhere and pass the file's path with "
+                'source="timm", or "timm-tf" for a tf_ model'
+            ) from error
+
+    source, preprocess = _read_hub_config(download("config.json"), name)
+    state, _ = read_file(download("model.safetensors"))
     return HubModel(state, source, preprocess)
 
 
@@ -118,7 +123,7 @@ def _read_hub_config(path: Path, name: str) -> tuple[str, Preprocess]:
             std=tuple(trained["std"]),
             interpolation=str(trained["interpolation"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, OSError) as error:
         raise WeightsError(f"weights: {name} has no timm config.json ({type(error).__name__}: {error})") from error
     if "mobilenetv3" not in architecture:
         raise WeightsError(f"weights: {name} is a {architecture}, not a MobileNetV3")
