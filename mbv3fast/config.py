@@ -5,6 +5,7 @@ Tables 1 and 2 of Howard et al. 2019, "Searching for MobileNetV3" (arXiv 1905.02
 
 from __future__ import annotations
 
+import operator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -136,6 +137,12 @@ class NetworkConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
+        for field in ("bn_eps", "bn_momentum", "dropout"):  # an int or a NumPy number would not survive JSON alike
+            object.__setattr__(self, field, float(getattr(self, field)))
+        object.__setattr__(self, "tf_same_padding", bool(self.tf_same_padding))
+        for field in ("num_classes", "in_chans"):
+            if hasattr(getattr(self, field), "__index__") and not isinstance(getattr(self, field), bool):
+                object.__setattr__(self, field, operator.index(getattr(self, field)))  # NumPy's integers too
         _check_choice("variant", self.variant, tuple(ROWS))
         _check_choice("activation", self.activation, ACTIVATIONS)
         for field in ("stem", "hidden", "in_chans"):

@@ -47,8 +47,6 @@ def _factory(variant: Variant, **named: Any) -> FusedMobileNetV3 | FusedFeatureE
     shape = {key: named.pop(key) for key in ("width_mult", "se_divisor", "minimal")}
     settings = {key: named.pop(key) for key in ("dropout", "bn_eps", "bn_momentum", "tf_same_padding")}
     source = named.pop("source")
-    if in_chans is not None and in_chans < 1:
-        raise ValueError(f"in_chans: got {in_chans}, needs 1 or more")
     if weights is None:
         config = _fresh_config(variant, source, shape, settings)
         config = with_overrides(config, num_classes=num_classes, in_chans=in_chans)
@@ -124,6 +122,7 @@ def _check_agreement(config: NetworkConfig, variant: Variant, shape: dict[str, A
 def _adapt(checkpoint: Checkpoint, num_classes: int | None, in_chans: int | None) -> Checkpoint:
     """Fit another number of classes (fresh last layer) or input channels (summed or tiled stem), if asked for."""
     state, config = dict(checkpoint.state), checkpoint.config
+    with_overrides(config, num_classes=num_classes, in_chans=in_chans)  # refuses what is no count
     preprocess, labels = checkpoint.description.preprocess, checkpoint.description.labels
     if num_classes is not None and num_classes != config.num_classes:
         logger.info("weights are for %d classes, %d wanted: the last layer is fresh", config.num_classes, num_classes)

@@ -198,7 +198,7 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
 
     def _fuse(self) -> tuple[Engine, bool]:
         layers = fold_features(self.features)
-        taps = [level.index for level in self.levels if level.index < len(layers)]
+        taps = sorted({level.index for level in self.levels if level.index < len(layers)})
         return Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps)), False
 
 

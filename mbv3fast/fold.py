@@ -181,7 +181,7 @@ def _fold_squeeze_excite(module: nn.Module, name: str) -> FoldedSqueezeExcite:
     tensors: dict[str, Tensor] = {}
     for part, conv in (("fc1", module.fc1), ("fc2", module.fc2)):
         _exactly(conv, f"{name}.{part}", nn.Conv2d)
-        if conv.kernel_size != (1, 1) or conv.groups != 1 or conv.bias is None:
+        if conv.weight.shape[2:] != (1, 1) or conv.groups != 1 or conv.bias is None or conv.padding != (0, 0):
             raise UnsupportedError(f"{name}.{part} is no plain 1x1 convolution with bias")
         tensors |= {f"{part}_weight": _wide(conv.weight).flatten(1), f"{part}_bias": _wide(conv.bias)}
     return FoldedSqueezeExcite(name, activation=_activation(module.activation, f"{name}.activation"), **tensors)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
@@ -59,8 +60,8 @@ class Snapshot:
     """What decides a model's eval forward, recorded so that comparing it costs a fraction of a millisecond.
 
     Every parameter and buffer by identity, data pointer and version; every submodule by identity; every
-    attribute that folding reads; steps of the optimizers that hold its parameters. Not seen: writes that PyTorch
-    doesn't count, such as `p.data.mul_(2)`, one through a NumPy view, or F.batch_norm(training=True) on buffers.
+    attribute that folding reads; steps of the optimizers that hold its parameters. Writes
+    that PyTorch doesn't count (`p.data.mul_(2)`, a NumPy view) are seen where they change a tensor's middle element.
     """
 
     def __init__(self, model: nn.Module, within: tuple[nn.Module, ...]) -> None:
@@ -77,6 +78,9 @@ class Snapshot:
         ]
         self._tensors = [_TensorRecord(s, n, t, t.data_ptr(), t._version) for s, n, t in slots if t is not None]
         self._empty = [_EmptySlot(s, n) for s, n, t in slots if t is None]
+        # One element of each tensor, through views: shows whole-tensor writes that bump no counter.
+        self._probes = _probes([record.tensor for record in self._tensors])
+        self._probed = [torch.cat(views) for views in self._probes]
         # Kept alive, so that memory that `p.data = new` frees can't come back at the same address.
         self._storages = [record.tensor.untyped_storage() for record in self._tensors]
         self.parameters = frozenset(id(p) for module in modules for p in module._parameters.values())
@@ -104,7 +108,17 @@ class Snapshot:
                 return False
             if hooks != held_hooks or pre != held_pre:
                 return False
-        return True
+        return all(torch.equal(torch.cat(views), seen) for views, seen in zip(self._probes, self._probed, strict=True))
+
+
+def _probes(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """A view [1] of the middle of each floating-point tensor, grouped by dtype and device."""
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            middle = tensor.detach()[tuple(size // 2 for size in tensor.shape)].view(1)
+            groups.setdefault((tensor.dtype, tensor.device), []).append(middle)
+    return list(groups.values())
 
 
 _SNAPSHOTS: weakref.WeakSet[Snapshot] = weakref.WeakSet()

@@ -74,7 +74,7 @@ class MobileNetV3(Backbone):
     """The classifier of Howard et al. 2019 (arXiv 1905.02244), with torchvision's module names.
 
     Input [N, in_chans, H, W] of the weights' dtype (float32, float16, bfloat16), N >= 1, H and W >= 32;
-    output [N, num_classes], or the embedding [N, num_features of the head] where num_classes is 0.
+    output [N, num_classes], or the embedding [N, head_hidden_size] where num_classes is 0.
     Raises ValueError where an input has another shape or dtype.
     """
 
@@ -129,10 +129,15 @@ class MobileNetV3(Backbone):
         """The last layer."""
         return self.classifier[-1]
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the last layer by a fresh one of `num_classes` outputs; 0 leaves the embedding."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last layer by a fresh one of `num_classes` outputs; 0 leaves the embedding.
+
+        global_pool is there for timm's callers: None or "avg", ValueError for another.
+        """
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool: got {global_pool!r}, needs None or 'avg'")
         self.config = with_overrides(self.config, num_classes=num_classes)
-        like = next(self.classifier[0].parameters())
+        like = next(self.parameters())
         last = _classifier_layer(self.config.hidden, num_classes).to(like.device, like.dtype)
         initialise(last)
         self.classifier[-1] = last.train(self.training)
@@ -144,7 +149,7 @@ class MobileNetV3(Backbone):
         Raises RuntimeError with the first offending key and what to do.
         """
         if strict:
-            _refuse_misfit(self, state_dict)
+            _refuse_misfit(self, state_dict, assign)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def description(self) -> Description:
@@ -220,15 +225,18 @@ def _describe_state_dict(module: nn.Module, _state_dict: Any, _prefix: str, meta
     describe(metadata, module.description())
 
 
-def _refuse_misfit(model: MobileNetV3, state_dict: Mapping[str, Any]) -> None:
+def _refuse_misfit(model: MobileNetV3, state_dict: Mapping[str, Any], assign: bool) -> None:
     own = model.state_dict()
     for key, tensor in own.items():
         if key not in state_dict:
             raise RuntimeError(f"load_state_dict: {key} is missing; other projects' names load through `weights=`")
         given = state_dict[key]
-        if not isinstance(given, Tensor) or given.is_meta != tensor.is_meta:
-            what = "a tensor without data" if isinstance(given, Tensor) else f"a {type(given).__name__}"
-            raise RuntimeError(f"load_state_dict: {key} is {what}, needs a tensor like the model's")
+        if not isinstance(given, Tensor):
+            raise RuntimeError(f"load_state_dict: {key} is a {type(given).__name__}, needs a tensor")
+        if given.is_meta and not tensor.is_meta:
+            raise RuntimeError(f"load_state_dict: {key} is on meta, it has no data")
+        if tensor.is_meta and not given.is_meta and not assign:
+            raise RuntimeError(f"load_state_dict: the model's {key} is on meta; use assign=True")
         got, needed = tuple(given.shape), tuple(tensor.shape)
         if got != needed:
             advice = _WIDTHS_DIFFER if ".fc1." in key or ".fc2." in key else ""

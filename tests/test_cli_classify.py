@@ -123,6 +123,13 @@ def test_unreadable_image_is_reported_and_skipped(weights: Path, photos: Path, t
     assert {row["path"] for row in read_csv(out)} == {str(photos / "china.jpg")}
 
 
+def test_a_pipe_is_skipped_not_waited_for(weights: Path, photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    result = classify(weights, tmp_path / "pipe.png", photos / "china.jpg", "--top", 1)
+    assert result.exit_code == 3
+    assert "pipe.png: no regular file" in result.output
+
+
 def test_worker_processes_give_the_same_file(weights: Path, photos: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         arguments = ("--weights", weights, "--batch-size", 4, "--workers", workers, "--device", "cpu")

@@ -218,10 +218,19 @@ def test_nor_in_other_kinds_of_model(edit: str, kind: str) -> None:
     assert_fresh(model, before)
 
 
-def test_writes_past_pytorchs_count_show_after_repack() -> None:
-    """The known limit: `p.data.mul_()` and NumPy views change neither identity, pointer nor version."""
+def test_writes_past_pytorchs_count_to_a_whole_tensor_are_seen() -> None:
     model = subject()
     before = answer(model)
     model.features[12][0].weight.data.mul_(1.5)
+    assert_fresh(model, before)
+    before = answer(model)
+    model.features[12][0].weight.detach().numpy()[:] *= 1.5
+    assert_fresh(model, before)
+
+
+def test_writes_past_pytorchs_count_to_a_part_show_after_repack() -> None:
+    model = subject()
+    before = answer(model)
+    model.features[12][0].weight.data[:9].mul_(3)
     model.repack()
     assert_fresh(model, before)

@@ -20,7 +20,7 @@ SHAPE = (2, 3, 64, 64)
     ("arguments", "message"),
     [
         ({"num_classes": -1}, r"num_classes: got -1, needs a whole number from 0"),
-        ({"in_chans": 0}, r"in_chans: got 0, needs 1 or more"),
+        ({"in_chans": 0}, r"in_chans: got 0, needs a whole number from 1"),
         ({"width_mult": 0.0}, r"width_mult: got 0\.0, needs a number above 0"),
         ({"se_divisor": 4}, r"se_divisor: got 4, needs 1"),
         ({"source": "keras"}, r"source: got 'keras', needs one of seed, torchvision, timm, timm-tf"),

@@ -193,6 +193,32 @@ def test_a_channels_last_model_is_saved_as_any_other(tmp_path: Path) -> None:
     assert all(torch.equal(again[key], tensor) for key, tensor in model.state_dict().items())
 
 
+def replace_stem(model: FusedMobileNetV3) -> None:
+    model.features[0][0] = nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False)
+
+
+def replace_preprocessing(model: FusedMobileNetV3) -> None:
+    model.preprocess = Preprocess(mean=(0.5,), std=(0.5,))
+
+
+def replace_classifier(model: FusedMobileNetV3) -> None:
+    model.classifier = nn.Linear(576, 5)
+
+
+@pytest.mark.parametrize("edit", [replace_stem, replace_preprocessing, replace_classifier])
+def test_no_file_is_written_that_cannot_be_read(edit: Callable[[FusedMobileNetV3], None], tmp_path: Path) -> None:
+    """An edited model is either restored or refused before a file of it exists."""
+    model, path = ours("small"), tmp_path / "model.safetensors"
+    edit(model)
+    try:
+        weights.save(model, path)
+    except ValueError:
+        assert list(tmp_path.iterdir()) == []
+    else:
+        again = mbv3fast.load(path).state_dict()
+        assert all(torch.equal(again[key], tensor) for key, tensor in model.state_dict().items())
+
+
 def test_other_suffixes_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^path: got .*model\.pth, needs the suffix \.safetensors"):
         weights.save(ours("small"), tmp_path / "model.pth")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import mbv3fast
 from mbv3fast import Preprocess, WeightsError
+from mbv3fast.fast import FusedMobileNetV3
 from tests.peers import PEERS, assert_same_pixels, noise, ours, picture, trained_state
 
 Publish = Callable[..., str]
@@ -76,16 +77,29 @@ def test_the_hubs_models_are_timms(timm: ModuleType, hub: Publish, architecture:
         assert_same_pixels(model.transforms()(picture(*size)), transform(picture(*size)))
 
 
+def by_source(architecture: str) -> FusedMobileNetV3:
+    return PEERS[architecture].convert(trained_state(architecture))
+
+
+def by_source_with_our_names(architecture: str) -> FusedMobileNetV3:
+    return PEERS[architecture].convert(dict(by_source(architecture).state_dict()))
+
+
+def by_arguments(architecture: str) -> FusedMobileNetV3:
+    config = by_source(architecture).config
+    said = {"bn_eps": config.bn_eps, "tf_same_padding": config.tf_same_padding}
+    return ours(config.variant, weights=trained_state(architecture), **said)
+
+
 @pytest.mark.parametrize("architecture", ["mobilenetv3_small_100", "tf_mobilenetv3_small_100"])
-@pytest.mark.parametrize("names", ["timm's", "ours"])
-def test_transforms_follow_the_source(timm: ModuleType, architecture: str, names: str) -> None:
-    """Without a config.json: those of timm's plain and tf_ weights, whatever the tensors are called."""
-    peer = PEERS[architecture]
-    state = trained_state(architecture)
-    model = peer.convert(state if names == "timm's" else dict(peer.convert(state).state_dict()))
+@pytest.mark.parametrize("build", [by_source, by_source_with_our_names, by_arguments])
+def test_transforms_are_those_of_timms_plain_or_tf_weights(
+    timm: ModuleType, architecture: str, build: Callable[[str], FusedMobileNetV3]
+) -> None:
+    """Without a config.json, whatever says which they are."""
     settings = timm.data.resolve_data_config({}, model=timm.create_model(architecture))
     transform = timm.data.create_transform(**settings, is_training=False)
-    assert_same_pixels(model.transforms()(picture()), transform(picture()))
+    assert_same_pixels(build(architecture).transforms()(picture()), transform(picture()))
 
 
 def test_an_argument_overrides_the_hubs_source(hub: Publish) -> None:

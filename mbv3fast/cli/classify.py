@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from mbv3fast.assets import imagenet_labels
 from mbv3fast.cli.images import Batch, batches, find_images
 from mbv3fast.cli.journal import Journal
-from mbv3fast.cli.options import load_model, model_options, parse_device
+from mbv3fast.cli.options import load_model, model_options, parse_device, usable_cores
 from mbv3fast.cli.tables import Row, write_atomically, writer_for
 from mbv3fast.fast import FusedMobileNetV3
 
@@ -29,7 +28,7 @@ UNREADABLE = 3  # exit code
 @model_options
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Predictions an image.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--workers", type=click.IntRange(0), default=os.cpu_count(), help="Decoding processes; 0 for none.")
+@click.option("--workers", type=click.IntRange(0), default=usable_cores, help="Decoding processes; 0 for none.")
 @click.option("--out", type=click.Path(path_type=Path), help="A .csv, .jsonl or .parquet file instead of the screen.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped (needs the same --out).")
 def classify(
@@ -91,7 +90,7 @@ def _to_screen(model: FusedMobileNetV3, files: list[str], top: int, batch_size: 
     for batch in batches(files, model.transforms(), batch_size, workers):
         record = _record(model, batch, top)
         for row in record["rows"]:
-            click.echo(row["path"])
+            click.echo(click.format_filename(row["path"]))
             for p in row["predictions"]:
                 click.echo(f"  {p['probability']:7.2%}  {p['label']}")
         failures += _report(record)
@@ -130,7 +129,7 @@ def _to_file(
 
 def _report(record: dict[str, Any]) -> int:
     for path, reason in record["failures"]:
-        click.echo(f"skipped {path}: {reason}", err=True)
+        click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
     return len(record["failures"])
 
 

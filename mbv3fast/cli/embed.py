@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,14 +14,14 @@ from tqdm import tqdm
 
 from mbv3fast.cli.classify import UNREADABLE
 from mbv3fast.cli.images import batches, find_images
-from mbv3fast.cli.options import load_model, model_options, parse_device
+from mbv3fast.cli.options import load_model, model_options, parse_device, usable_cores
 
 
 @click.command(short_help="Write images' feature vectors.")
 @click.argument("paths", nargs=-1, required=True)
 @model_options
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--workers", type=click.IntRange(0), default=os.cpu_count(), help="Decoding processes; 0 for none.")
+@click.option("--workers", type=click.IntRange(0), default=usable_cores, help="Decoding processes; 0 for none.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npy file to write.")
 def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **model: Any) -> None:
     """Write the embedding of each image: one float32 row each, 1,280 numbers for Large, 1,024 for Small.
@@ -52,7 +51,7 @@ def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **mo
                     rows.write(features.float().cpu().numpy().tobytes())
                     embedded += batch.paths
                 for path, reason in batch.failures:
-                    click.echo(f"skipped {path}: {reason}", err=True)
+                    click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
                 bar.update(len(batch.paths) + len(batch.failures))
         _write(out, raw, embedded, network.head_hidden_size)
     finally:

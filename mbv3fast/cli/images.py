@@ -63,6 +63,8 @@ class ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
 
     def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
         path = self.paths[index]
+        if not os.path.isfile(path):
+            return path, None, "no regular file (any more)"
         try:
             with Image.open(path) as image:
                 return path, self.preprocess(ImageOps.exif_transpose(image)), ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,7 +13,6 @@ from mbv3fast.backend import BACKENDS, BackendError
 from mbv3fast.config import SOURCES
 from mbv3fast.factory import load
 from mbv3fast.fast import FusedMobileNetV3
-from mbv3fast.weights import WeightsError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -49,6 +49,11 @@ def model_options(command: Command) -> Command:
     return command
 
 
+def usable_cores() -> int:
+    """The cores that this process may run on, which a container's machine may have many times over."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def parse_device(name: str) -> torch.device:
     """`name` as a device that is there; "auto" is a GPU if there is one."""
     if name == "auto":
@@ -67,6 +72,6 @@ def load_model(
     """The model that the options describe, in eval mode; a clean error message where there is none."""
     try:
         loaded = load(weights, variant="small" if model == "small" else "large", source=source, backend=backend)
-    except (WeightsError, BackendError) as error:
+    except (ValueError, BackendError) as error:  # WeightsError is a ValueError
         raise click.ClickException(str(error)) from error
     return loaded.to(device, DTYPES[dtype]).eval()

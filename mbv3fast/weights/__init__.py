@@ -7,7 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from mbv3fast.description import Description
 from mbv3fast.model import MobileNetV3
+from mbv3fast.weights.asbuilt import refuse_rebuilt, require_classifier
 from mbv3fast.weights.checkpoint import Checkpoint, read
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.export import to_torchvision
@@ -23,6 +25,7 @@ def load(model: MobileNetV3, weights: Any, *, source: str | None = None) -> None
 
     Raises WeightsError, with the model left as it was, where they are unreadable or belong to another network.
     """
+    require_classifier(model, "load")
     variant = model.config.variant
     checkpoint = read(weights, variant=variant, source=source)
     config = model.description().config
@@ -42,9 +45,17 @@ def load(model: MobileNetV3, weights: Any, *, source: str | None = None) -> None
 def save(model: MobileNetV3, path: str | os.PathLike[str]) -> None:
     """Write a .safetensors file that `weights=` reads back exactly: tensors, config, preprocessing, labels.
 
-    The file appears whole or not at all. Raises ValueError for another suffix.
+    The file appears whole or not at all. Raises ValueError for another suffix, WeightsError where modules were
+    replaced or altered beyond what the description says.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
         raise ValueError(f"path: got {target}, needs the suffix .safetensors")
-    write_file(target, model.state_dict(), model.description())
+    require_classifier(model, "save")
+    refuse_rebuilt(model, "save")
+    description = model.description()
+    try:
+        Description.from_json(description.to_json())
+    except ValueError as error:
+        raise WeightsError(f"save: the file could not be read back: {error}") from error
+    write_file(target, model.state_dict(), description)

@@ -64,6 +64,8 @@ def read(
 
     variant: whose published weights a name such as "DEFAULT" means; nothing else depends on it.
     source: "seed", "torchvision", "timm" or "timm-tf": whose weights they are, where keys and shapes leave a doubt.
+        A state dict of ours carries that itself, but a plain dict copy of it, or a file that safetensors wrote, does
+        not, and is taken for torchvision's (or, with SE widths of C // 4, the seed's): say `source` for those.
     bn_eps, tf_same_padding: said outright, these settle the doubt too.
 
     Raises WeightsError, naming the first offending key, where weights are unreadable, unknown or ambiguous.
@@ -83,8 +85,9 @@ def read(
         raise WeightsError(f"source: got {source!r}, but the keys are those of {kind}")
     layout = recognise_layout(state, kind)
     config = recognise_config(state, kind, layout)
-    check_widths(config, layout, ("timm",) if kind == "timm" else ("torchvision", "timm"))
-    traits = default_traits(kind, config)
+    rule = check_widths(config, layout, ("timm",) if kind == "timm" else ("torchvision", "timm"))
+    # timm's widths under our names: a plain dict of ours, which has lost its description.
+    traits = default_traits(kind, config) if rule == "torchvision" or kind == "timm" else None
     if traits is None or (source is not None and kind == "torchvision"):
         traits = SOURCES[source] if source is not None else _settled(kind, said)
     elif source == "timm-tf":
@@ -92,7 +95,7 @@ def read(
     fields = {"bn_eps": traits.bn_eps, "tf_same_padding": traits.tf_same_padding, **said}
     config = replace(config, **fields)
     if preprocess is None and config.in_chans == 3:
-        preprocess = _TIMM_PREPROCESS.get(source or ("timm" if kind == "timm" else ""))
+        preprocess = _TIMM_PREPROCESS.get(source or _timm_kind(kind, traits))
     described = Description(config, preprocess or Preprocess.default(config.in_chans))
     return Checkpoint(_fit(state, kind, config, pairs(layout, kind)), described)
 
@@ -125,6 +128,11 @@ def _said(bn_eps: float | None, tf_same_padding: bool | None) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _timm_kind(kind: Kind, traits: SourceTraits) -> str:
+    """Which of timm's preprocessings goes with traits that were said without a `source`."""
+    return ("timm-tf" if traits.tf_same_padding else "timm") if kind == "timm" else kind
+
+
 def _check_source(config: NetworkConfig, source: str | None) -> None:
     """Refuse a `source` that contradicts what the weights themselves carry."""
     if source is None:
@@ -148,7 +156,7 @@ def _settled(kind: Kind, said: dict[str, Any]) -> SourceTraits:
             "or give bn_eps= and tf_same_padding="
         )
     raise WeightsError(
-        "weights: a network without squeeze-excite doesn't show whose eps and padding it has; "
+        "weights: a network with timm's widths or without squeeze-excite doesn't show whose eps and padding it has; "
         f"say source= ({', '.join(SOURCES)}), or give bn_eps= and tf_same_padding="
     )
 

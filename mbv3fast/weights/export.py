@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mbv3fast.config import SOURCES, NetworkConfig, network, squeeze_width
 from mbv3fast.model import MobileNetV3
+from mbv3fast.weights.asbuilt import refuse_rebuilt, require_classifier
 from mbv3fast.weights.errors import WeightsError
 
 _EPS = SOURCES["torchvision"].bn_eps
@@ -23,10 +24,12 @@ def to_torchvision(model: MobileNetV3) -> dict[str, Tensor]:
 
     Raises WeightsError where torchvision's class can't express the network, naming what.
     """
+    require_classifier(model, "to_torchvision")
     config = model.description().config
     reason = _inexpressible(config)
     if reason:
         raise WeightsError(f"to_torchvision: torchvision's MobileNetV3 has no {reason}")
+    refuse_rebuilt(model, "to_torchvision")
     state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     if not config.head_bias:
         state["classifier.0.bias"] = state["classifier.0.weight"].new_zeros(config.hidden)

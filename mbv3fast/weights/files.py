@@ -40,8 +40,11 @@ def write_file(path: Path, state: Mapping[str, Tensor], description: Description
     metadata = {"format": "pt", METADATA_KEY: description.to_json()}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(safetensors.torch.save(tensors, metadata))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def unwrap(state: Any) -> tuple[Mapping[str, Tensor], Description | None]:

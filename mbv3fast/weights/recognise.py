@@ -31,7 +31,7 @@ _SIGNATURES: dict[Kind, str] = {
 _SQUEEZE_MARK: dict[Kind, str] = {"torchvision": ".fc1.", "timm": ".se.", "seed": ".excitation."}
 # timm's mobilenetv3_rw, the only one whose conv_head has no bias.
 RW = SourceTraits(se_divisor=1, bn_eps=1e-3, tf_same_padding=False, width_rule="timm")
-_WIDTHS = sorted((w / 100 for w in range(10, 401)), key=lambda w: (w * 4 % 1 != 0, abs(w - 1)))
+_WIDTHS = sorted((w / 100 for w in range(15, 401)), key=lambda w: (w * 4 % 1 != 0, abs(w - 1)))
 
 
 def recognise_kind(state: Mapping[str, Tensor]) -> Kind:
@@ -143,8 +143,8 @@ def recognise_config(state: Mapping[str, Tensor], kind: Kind, layout: Layout) ->
     )
 
 
-def check_widths(config: NetworkConfig, layout: Layout, rules: tuple[WidthRule, ...]) -> None:
-    """Refuse widths that are nobody's: neither rule gives them for any multiplier from 0.1 to 4."""
+def check_widths(config: NetworkConfig, layout: Layout, rules: tuple[WidthRule, ...]) -> WidthRule:
+    """The first rule that gives these widths for some multiplier from 0.15 to 4; WeightsError where none does."""
     for divisor in (1, 8):
         squeezes = [(b.squeeze, squeeze_width(b.expanded, divisor)) for b in config.blocks if b.squeeze]
         if all(got == wanted for got, wanted in squeezes):
@@ -159,7 +159,7 @@ def check_widths(config: NetworkConfig, layout: Layout, rules: tuple[WidthRule, 
             if 0.8 < ratio < 1.25 and _same_widths(
                 config, network(config.variant, width_mult=width_mult, width_rule=rule), layout
             ):
-                return
+                return rule
     raise WeightsError(
         f"weights: the channel widths follow neither {' nor '.join(rules)}'s rule for any width_mult "
         f"(stem {config.stem}, last conv {config.last_convs[-1]}, hidden {config.hidden}); a mix is refused"

@@ -1,0 +1,37 @@
+"""Whether a model is still what its description says; a file that says otherwise would be read back wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mbv3fast.model import MobileNetV3
+from mbv3fast.weights.errors import WeightsError
+
+_ATTRIBUTES = ("eps", "kernel_size", "stride", "padding", "dilation", "groups", "has_residual")
+
+
+def require_classifier(model: nn.Module, caller: str) -> None:
+    """Raise TypeError for any other kind of model."""
+    if not isinstance(model, MobileNetV3):
+        raise TypeError(f"{caller}: got a {type(model).__name__}, needs a model of mbv3fast.large() or small()")
+
+
+def refuse_rebuilt(model: MobileNetV3, caller: str) -> None:
+    """Raise WeightsError naming the first module that was replaced or altered."""
+    with torch.device("meta"):
+        built = MobileNetV3(model.description().config)
+    ours, theirs = dict(model.named_modules()), dict(built.named_modules())
+    for name in dict.fromkeys([*theirs, *ours]):
+        if name and _signature(ours.get(name)) != _signature(theirs.get(name)):
+            raise WeightsError(
+                f"{caller}: {name} is {ours.get(name)}, where {theirs.get(name)} was built; the file could not say so"
+            )
+    needed, state = built.state_dict(), model.state_dict()
+    for key in dict.fromkeys([*needed, *state]):
+        if key not in state or key not in needed or state[key].shape != needed[key].shape:
+            raise WeightsError(f"{caller}: {key} is not as it was built; the file could not say so")
+
+
+def _signature(module: nn.Module | None) -> tuple[object, ...]:
+    return (type(module), *(getattr(module, name, None) for name in _ATTRIBUTES))
