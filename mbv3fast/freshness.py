@@ -22,6 +22,9 @@ _WATCHED = frozenset(
 )
 
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 class _ModuleRecord(NamedTuple):
     """A module, its class and its containers as they are, each beside what it held."""
 
@@ -117,6 +120,7 @@ def _probes(tensors: list[Tensor]) -> list[list[Tensor]]:
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
             middle = tensor.detach()[tuple(size // 2 for size in tensor.shape)].view(1)
+            middle = middle.view(_BITS[tensor.element_size()])  # as bits, since NaN equals nothing
             groups.setdefault((tensor.dtype, tensor.device), []).append(middle)
     return list(groups.values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -178,6 +179,44 @@ def test_resume_refuses_another_job(weights: Path, photos: Path, tmp_path: Path)
     assert result.exit_code == 1
     assert "was begun with other batch size, device, dtype, images, top, weights" in result.output
     assert not out.exists()
+
+
+@pytest.mark.parametrize("content", ['{"important": "data"}\n', "[1]\n", '{"job": "x"}\n', "[" * 100_000 + "\n"])
+def test_resume_leaves_a_file_that_is_no_journal(content: str, weights: Path, photos: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "o.csv.partial"
+    partial.write_text(content)
+    result = classify(weights, photos, "--out", tmp_path / "o.csv", "--resume")
+    assert result.exit_code == 1
+    assert "is not a journal of this command" in result.output
+    assert partial.read_text() == content
+
+
+def test_two_runs_never_share_a_journal(weights: Path, photos: Path, tmp_path: Path) -> None:
+    with (tmp_path / "o.csv.partial").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = classify(weights, photos, "--out", tmp_path / "o.csv", "--resume")
+    assert result.exit_code == 1
+    assert "another run is writing it" in result.output
+
+
+def test_weights_that_classify_nothing_are_refused(weights: Path, photos: Path, tmp_path: Path) -> None:
+    mbv3fast.weights.save(mbv3fast.small(num_classes=0), tmp_path / "embedding.safetensors")
+    assert "has no classifier (num_classes=0)" in classify(tmp_path / "embedding.safetensors", photos).output
+    model = mbv3fast.small(weights=weights)
+    with torch.no_grad():
+        model.classifier[3].weight.fill_(float("nan"))
+    mbv3fast.weights.save(model, tmp_path / "nan.safetensors")
+    result = classify(tmp_path / "nan.safetensors", photos)
+    assert (result.exit_code, "outputs are not finite" in result.output) == (1, True)
+
+
+def test_embed_names_each_row_in_one_line(weights: Path, photos: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "new\nline.png"
+    odd.write_bytes((photos / "china-1.png").read_bytes())
+    arguments = ("--weights", weights, "--workers", 0, "--device", "cpu", "--out", tmp_path / "f.npy")
+    assert run("embed", odd, photos / "china.jpg", *arguments).exit_code == 0
+    lines = (tmp_path / "f.paths.txt").read_text().splitlines()
+    assert [Path(line).name for line in lines] == ["new\\nline.png", "china.jpg"]
 
 
 def test_embed_writes_the_embeddings(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from mbv3fast._version import __version__
 from mbv3fast.cli import classify, demo, doctor, embed, plan
 
 
+class Commands(click.Group):
+    """A group whose commands say a full disk or a missing permission in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # click ends quietly when the reader of a pipe has gone
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'output'}: {error.strerror or error}") from error
+
+
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with `mbv3fast demo`, then `mbv3fast classify photo.jpg`. Every command has its own --help.",
 )

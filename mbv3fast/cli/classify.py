@@ -50,6 +50,8 @@ def classify(
         raise click.UsageError("--resume needs --out")
     files = find_images(paths)
     network = load_model(**{**model, "device": parse_device(model["device"])})
+    if not network.num_classes:
+        raise click.ClickException(f"{model['weights']} has no classifier (num_classes=0); use `mbv3fast embed`")
     if out is None:
         failures = _to_screen(network, files, top, batch_size, workers)
     else:
@@ -64,6 +66,10 @@ def predictions(model: FusedMobileNetV3, pixels: Tensor, top: int) -> list[list[
     parameter = next(model.parameters())
     with torch.inference_mode():
         logits = model(pixels.to(parameter.device, parameter.dtype)).float()
+    if not logits.isfinite().all():
+        raise click.ClickException(
+            "the model's outputs are not finite: damaged weights, or a dtype too narrow for them"
+        )
     best = logits.softmax(1).topk(min(top, logits.shape[1]))
     names = class_names(model, logits.shape[1])
     return [

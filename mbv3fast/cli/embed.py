@@ -65,7 +65,9 @@ def _write(out: Path, raw: Path, embedded: list[str], width: int) -> None:
     """Put the header before the rows, whose number is known only now; the paths first, the .npy last."""
     names = out.with_suffix(".paths.txt")
     temporary = names.with_name(names.name + ".tmp")
-    temporary.write_text("".join(f"{path}\n" for path in embedded), encoding="utf-8", errors="surrogateescape")
+    temporary.write_text(
+        "".join(f"{_one_line(path)}\n" for path in embedded), encoding="utf-8", errors="surrogateescape"
+    )
     temporary.replace(names)
     temporary = out.with_name(out.name + ".tmp")
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(embedded), width)}
@@ -73,3 +75,8 @@ def _write(out: Path, raw: Path, embedded: list[str], width: int) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         shutil.copyfileobj(rows, file)
     temporary.replace(out)
+
+
+def _one_line(path: str) -> str:
+    """A file name as one line: its line breaks, of whatever kind, as escapes."""
+    return path if len(path.splitlines()) == 1 else path.encode("unicode_escape").decode()

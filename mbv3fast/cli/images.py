@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,9 @@ def find_images(arguments: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
+Item = tuple[str, Tensor | None, str]  # path, pixels, reason
+
+
 @dataclass(frozen=True)
 class Batch:
     """Batch number `index` of a job: the images that could be read, in order, and those that could not."""
@@ -51,7 +54,7 @@ class Batch:
     failures: list[tuple[str, str]]
 
 
-class ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
+class ImageFiles(Dataset[Item]):
     """(path, preprocessed pixels or None, reason) of each file; an unreadable one never stops a job."""
 
     def __init__(self, paths: Sequence[str], preprocess: Preprocess) -> None:
@@ -61,7 +64,7 @@ class ImageFiles(Dataset[tuple[str, Tensor | None, str]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[str, Tensor | None, str]:
+    def __getitem__(self, index: int) -> Item:
         path = self.paths[index]
         if not os.path.isfile(path):
             return path, None, "no regular file (any more)"
@@ -84,7 +87,7 @@ def batches(
     loader = DataLoader(
         ImageFiles(paths, preprocess), batch_sampler=groups, num_workers=min(workers, len(groups)), collate_fn=list
     )
-    for number, items in enumerate(loader, start=skip):
+    for number, items in enumerate(_surviving(loader), start=skip):
         readable = [(path, pixels) for path, pixels, _ in items if pixels is not None]
         yield Batch(
             index=number,
@@ -92,3 +95,15 @@ def batches(
             pixels=torch.stack([pixels for _, pixels in readable]) if readable else None,
             failures=[(path, reason) for path, pixels, reason in items if pixels is None],
         )
+
+
+def _surviving(loader: Iterable[list[Item]]) -> Iterator[list[Item]]:
+    """The loader's batches; a worker that was killed is an error in one line."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise click.ClickException(
+            "a decoding worker was killed (out of memory?); go on with --resume and fewer --workers"
+        ) from error

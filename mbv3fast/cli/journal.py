@@ -6,9 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class Journal:
@@ -25,7 +30,9 @@ class Journal:
             raise click.ClickException(
                 f"{self.path} is left from a stopped run: add --resume to go on with it, or delete it"
             )
-        if self.path.exists():
+        self._file = self.path.open("ab")
+        _lock(self._file, self.path)
+        if self.path.stat().st_size:
             self._recover(job)
         else:
             self._append({"job": job})
@@ -43,6 +50,7 @@ class Journal:
 
     def remove(self) -> None:
         self.path.unlink()
+        self._file.close()
 
     def _recover(self, job: dict[str, Any]) -> None:
         whole = 0
@@ -52,15 +60,17 @@ class Journal:
                 record = _parse(line)
                 if record is None:
                     break
-                if begun is None:
+                if whole == 0:
                     begun = record.get("job")
-                elif record.get("batch") != self.done:
+                elif record.get("batch") != self.done or not _is_record(record):
                     break
                 else:
                     self.done += 1
                 whole += len(line)
-        if begun is None:
-            self.path.unlink()
+        if not isinstance(begun, dict):
+            if whole or self.path.read_bytes().endswith(b"\n"):
+                raise click.ClickException(f"{self.path} is not a journal of this command; move it away")
+            os.truncate(self.path, 0)  # killed within the first line
             self._append({"job": job})
             return
         changed = sorted(key for key in job if begun.get(key) != job[key])
@@ -71,10 +81,30 @@ class Journal:
         os.truncate(self.path, whole)
 
     def _append(self, record: dict[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write(json.dumps(record, ensure_ascii=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.write(json.dumps(record, ensure_ascii=True).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """One run at a time; released when the process ends, however it ends. No lock where the system has none."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise click.ClickException(f"{path}: another run is writing it") from error
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether a batch's record holds what the output is made of."""
+    rows, failures = record.get("rows"), record.get("failures")
+    return (
+        isinstance(rows, list)
+        and all(isinstance(row, dict) and {"path", "predictions"} <= set(row) for row in rows)
+        and isinstance(failures, list)
+        and all(isinstance(failure, list) and len(failure) == 2 for failure in failures)
+    )
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -82,6 +112,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

@@ -60,6 +60,8 @@ def parse_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("needs cpu, cuda, cuda:N or auto")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise click.BadParameter(f"{name!r}: {str(error).splitlines()[0]}", param_hint="--device") from error

@@ -22,6 +22,8 @@ def writer_for(out: Path) -> Callable[[Path, Iterable[Row]], None]:
         raise click.BadParameter(f"{out}: needs the suffix {', '.join(writers)}", param_hint="--out")
     if not out.absolute().parent.is_dir():
         raise click.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
+    if out.is_dir():
+        raise click.BadParameter(f"{out}: is a folder", param_hint="--out")
     if out.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
