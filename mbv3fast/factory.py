@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
-import torch
 from torch import Tensor
 
 from mbv3fast.config import SOURCES, NetworkConfig, Variant, network, squeeze_width, with_overrides
@@ -54,8 +52,14 @@ def _factory(variant: Variant, **named: Any) -> FusedMobileNetV3 | FusedFeatureE
     said = {key: settings[key] for key in ("bn_eps", "tf_same_padding")}
     checkpoint = read(weights, variant=variant, source=source, **said)
     _check_agreement(checkpoint.config, variant, shape)
-    checkpoint = _adapt(checkpoint, num_classes, in_chans)
-    return _filled(checkpoint, with_overrides(checkpoint.config, **settings), **named)
+    checkpoint = _with_channels(checkpoint, in_chans)
+    config = with_overrides(checkpoint.config, **settings)
+    wanted = with_overrides(config, num_classes=num_classes).num_classes
+    model = _filled(checkpoint, config, **named)
+    if wanted != config.num_classes and isinstance(model, FusedMobileNetV3):
+        logger.info("weights are for %d classes, %d wanted: the last layer is fresh", config.num_classes, wanted)
+        model.reset_classifier(wanted)
+    return model
 
 
 def _filled(checkpoint: Checkpoint, config: NetworkConfig, **named: Any) -> FusedMobileNetV3 | FusedFeatureExtractor:
@@ -119,25 +123,14 @@ def _check_agreement(config: NetworkConfig, variant: Variant, shape: dict[str, A
         raise WeightsError(f"minimal: got {shape['minimal']}, but the weights say otherwise")
 
 
-def _adapt(checkpoint: Checkpoint, num_classes: int | None, in_chans: int | None) -> Checkpoint:
-    """Fit another number of classes (fresh last layer) or input channels (summed or tiled stem), if asked for."""
-    state, config = dict(checkpoint.state), checkpoint.config
-    with_overrides(config, num_classes=num_classes, in_chans=in_chans)  # refuses what is no count
-    preprocess, labels = checkpoint.description.preprocess, checkpoint.description.labels
-    if num_classes is not None and num_classes != config.num_classes:
-        logger.info("weights are for %d classes, %d wanted: the last layer is fresh", config.num_classes, num_classes)
-        state.pop("classifier.3.weight", None)
-        state.pop("classifier.3.bias", None)
-        if num_classes:
-            last = torch.nn.Linear(config.hidden, num_classes)
-            torch.nn.init.normal_(last.weight, 0, 0.01)
-            torch.nn.init.zeros_(last.bias)
-            state |= {"classifier.3.weight": last.weight.detach(), "classifier.3.bias": last.bias.detach()}
-        config, labels = replace(config, num_classes=num_classes), None
-    if in_chans is not None and in_chans != config.in_chans:
-        state["features.0.0.weight"] = _adapt_stem(state["features.0.0.weight"], in_chans)
-        config, preprocess = replace(config, in_chans=in_chans), Preprocess.default(in_chans)
-    return Checkpoint(state, Description(config, preprocess, labels))
+def _with_channels(checkpoint: Checkpoint, in_chans: int | None) -> Checkpoint:
+    """The checkpoint for another number of input channels, its stem summed or tiled, if asked for."""
+    config = with_overrides(checkpoint.config, in_chans=in_chans)
+    if config.in_chans == checkpoint.config.in_chans:
+        return checkpoint
+    stem = {"features.0.0.weight": _adapt_stem(checkpoint.state["features.0.0.weight"], config.in_chans)}
+    described = Description(config, Preprocess.default(config.in_chans), checkpoint.description.labels)
+    return Checkpoint({**checkpoint.state, **stem}, described)
 
 
 def _adapt_stem(weight: Tensor, in_chans: int) -> Tensor:

@@ -38,7 +38,6 @@ class _Built:
     snapshot: Snapshot
     levels: tuple[FeatureLevel, ...]
     engine: Engine | None
-    fused_head: bool
     reason: str
 
 
@@ -50,20 +49,18 @@ class _Fused(Backbone):
 
     def explain(self, x: Tensor) -> Decision:
         """Whether `model(x)`, called in the present grad mode, is run by the engine or by PyTorch, and why."""
-        reason = self._refusal(x)
-        built = reason or self._current()
-        if isinstance(built, str):
-            return Decision(False, built)
-        return Decision(built.engine is not None, built.reason or decide(x.device, x.dtype).reason)
+        engine, reason = self._resolve(x)
+        return Decision(engine is not None, reason)
 
     def plan(self) -> Plan:
         """The steps that the engine runs for this model in eval. Raises UnsupportedError where PyTorch must."""
-        return self._fuse()[0].plan
+        return self._fuse().plan
 
     def repack(self) -> None:
         """Forget the folded weights, so that the next forward reads them anew.
 
-        Needed only after writes that PyTorch doesn't count: through `.data`, NumPy views or another process.
+        Needed only after writes that PyTorch doesn't count (through `.data`, NumPy views or another process) to a
+        part of a tensor; those to a whole tensor are noticed.
         """
         self._built = None
 
@@ -79,8 +76,8 @@ class _Fused(Backbone):
         return {name: value for name, value in self.__dict__.items() if name != "_built"}
 
     @abstractmethod
-    def _fuse(self) -> tuple[Engine, bool]:
-        """A new engine for the model as it is, and whether it includes the head. Raises UnsupportedError."""
+    def _fuse(self) -> Engine:
+        """A new engine for the model as it is. Raises UnsupportedError."""
 
     @abstractmethod
     def _customised(self) -> bool:
@@ -94,17 +91,22 @@ class _Fused(Backbone):
         """The feature maps that are put out, none where it is logits."""
         return ()
 
-    def _serving(self, x: Tensor) -> _Built | None:
+    def _serving(self, x: Tensor) -> Engine | None:
         """What serves `model(x)`, None where PyTorch must run the modules; the reason is logged once."""
+        engine, reason = self._resolve(x)
+        if engine is None:
+            if torch.is_grad_enabled():
+                self.repack()  # an optimizer may move the weights now, some without leaving a trace
+            if reason not in (TRAINING, TRACED):
+                _say_once(f"PyTorch runs this model's modules: {reason}")
+        return engine
+
+    def _resolve(self, x: Tensor) -> tuple[Engine | None, str]:
+        """The engine for `model(x)`, or None, and why."""
         built = self._refusal(x) or self._current()
-        if isinstance(built, _Built) and built.engine is not None:
-            return built
-        reason = built.reason if isinstance(built, _Built) else built
-        if torch.is_grad_enabled():
-            self.repack()  # an optimizer may move the weights now, some without leaving a trace
-        if reason not in (TRAINING, TRACED):
-            _say_once(f"PyTorch runs this model's modules: {reason}")
-        return None
+        if isinstance(built, str):
+            return None, built
+        return built.engine, built.reason or decide(x.device, x.dtype).reason
 
     def _refusal(self, x: Tensor) -> str | None:
         """Why this call isn't the engine's, whatever it would be built from; None where it may be."""
@@ -137,9 +139,9 @@ class _Fused(Backbone):
                 levels = self._levels()
                 snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
                 try:
-                    built = _Built(snapshot, levels, *self._fuse(), reason="")
+                    built = _Built(snapshot, levels, self._fuse(), reason="")
                 except UnsupportedError as unsupported:
-                    built = _Built(snapshot, levels, None, False, str(unsupported))
+                    built = _Built(snapshot, levels, None, str(unsupported))
                 self._built = built
         return built
 
@@ -149,11 +151,11 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        built = self._serving(x)
-        if built is None or built.engine is None:
+        engine = self._serving(x)
+        if engine is None:
             return self.reference_forward(x)
-        (out,) = built.engine(x)
-        return out if built.fused_head else self.forward_head(out)
+        (out,) = engine(x)
+        return out if out.dim() == 2 else self.forward_head(out)  # a feature map where the head is left to PyTorch
 
     def forward_features(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -166,7 +168,7 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
     def _parts(self) -> tuple[nn.Module, ...]:
         return (self.features, self.avgpool, self.classifier)
 
-    def _fuse(self) -> tuple[Engine, bool]:
+    def _fuse(self) -> Engine:
         layers = fold_features(self.features)
         dtype = common_dtype(self.features)
         try:
@@ -176,8 +178,8 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
                 raise UnsupportedError(f"classifier is {common_dtype(self.classifier)}, features {dtype}")
         except UnsupportedError as unsupported:
             _say_once(f"PyTorch runs this model's classifier: {unsupported}")
-            return Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), False
-        return Engine(lower_torch(FoldedNetwork(layers, head), dtype)), True
+            return Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,)))
+        return Engine(lower_torch(FoldedNetwork(layers, head), dtype))
 
 
 class FusedFeatureExtractor(_Fused, FeatureExtractor):
@@ -185,10 +187,8 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self.check_input(x)
-        built = self._serving(x)
-        if built is None or built.engine is None:
-            return self.reference_forward(x)
-        return list(built.engine(x))
+        engine = self._serving(x)
+        return self.reference_forward(x) if engine is None else list(engine(x))
 
     def _customised(self) -> bool:
         return _overrides(self, FusedFeatureExtractor, ("reference_forward",))
@@ -196,10 +196,10 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
     def _levels(self) -> tuple[FeatureLevel, ...]:
         return tuple(self.levels)
 
-    def _fuse(self) -> tuple[Engine, bool]:
+    def _fuse(self) -> Engine:
         layers = fold_features(self.features)
         taps = sorted({level.index for level in self.levels if level.index < len(layers)})
-        return Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps)), False
+        return Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps))
 
 
 def build(

@@ -42,21 +42,12 @@ class _ModuleRecord(NamedTuple):
     held_pre_hooks: dict[int, Any]
 
 
-class _TensorRecord(NamedTuple):
-    """A parameter or buffer in its slot."""
+class _Slot(NamedTuple):
+    """Where a parameter or buffer is, or, such as a convolution's bias, could be."""
 
     slots: Mapping[str, Tensor | None]
     name: str
-    tensor: Tensor
-    pointer: int
-    version: int
-
-
-class _EmptySlot(NamedTuple):
-    """Where a parameter or buffer could be, such as a convolution's bias."""
-
-    slots: Mapping[str, Tensor | None]
-    name: str
+    tensor: Tensor | None
 
 
 class Snapshot:
@@ -73,19 +64,19 @@ class Snapshot:
         self._stepped = False
         modules = list(dict.fromkeys(m for root in within for m in root.modules()))
         self._modules = [_record_module(module) for module in modules]
-        slots = [
-            (slots, name, tensor)
+        self._slots = [
+            _Slot(slots, name, tensor)
             for module in modules
             for slots in (module._parameters, module._buffers)
             for name, tensor in slots.items()
         ]
-        self._tensors = [_TensorRecord(s, n, t, t.data_ptr(), t._version) for s, n, t in slots if t is not None]
-        self._empty = [_EmptySlot(s, n) for s, n, t in slots if t is None]
+        tensors = [slot.tensor for slot in self._slots if slot.tensor is not None]
+        self._tensors = [(tensor, tensor.data_ptr(), tensor._version) for tensor in tensors]
         # One element of each tensor, through views: shows whole-tensor writes that bump no counter.
-        self._probes = _probes([record.tensor for record in self._tensors])
+        self._probes = _probes(tensors)
         self._probed = [torch.cat(views) for views in self._probes]
         # Kept alive, so that memory that `p.data = new` frees can't come back at the same address.
-        self._storages = [record.tensor.untyped_storage() for record in self._tensors]
+        self._storages = [tensor.untyped_storage() for tensor in tensors]
         self.parameters = frozenset(id(p) for module in modules for p in module._parameters.values())
         with _WATCHING:
             _SNAPSHOTS.add(self)
@@ -99,10 +90,11 @@ class Snapshot:
         children, held_children = self._children
         if self._stepped or tuple(children.items()) != held_children:
             return False
-        if any(slots.get(name) is not None for slots, name in self._empty):
-            return False
-        for slots, name, tensor, pointer, version in self._tensors:
-            if slots.get(name) is not tensor or tensor.data_ptr() != pointer or tensor._version != version:
+        for slots, name, held_tensor in self._slots:
+            if slots.get(name) is not held_tensor:
+                return False
+        for tensor, pointer, version in self._tensors:
+            if tensor.data_ptr() != pointer or tensor._version != version:
                 return False
         for module, kind, state, size, read, watched, children, held, hooks, held_hooks, pre, held_pre in self._modules:
             if type(module) is not kind or len(state) != size or read(state) != watched:

@@ -15,7 +15,7 @@ import mbv3fast
 ROOT = Path(mbv3fast.__file__).parent
 # From the ground. A name covers the package's modules below it.
 FLOORS = (
-    ("config", "assets", "_version"),
+    ("config", "assets", "atomic", "_version"),
     ("layers", "preprocess"),
     ("reference", "description"),
     ("model",),

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mbv3fast.assets import DIGITS_SAMPLE
-from mbv3fast.cli.options import load_model, parse_device
+from mbv3fast.cli.options import check_out, load_model, parse_device
 
 TILE = 8  # pixels of a digit in the sheet, whose column k shows the digit k
 
@@ -27,8 +27,7 @@ def demo(out: Path, device: str) -> None:
     The network is a full-width MobileNetV3-Small, trained by examples/train_digits.py; the images are real
     handwriting that it has never seen.
     """
-    if out.suffix != ".png" or not out.absolute().parent.is_dir():
-        raise click.BadParameter(f"{out}: needs a .png in a folder that exists", param_hint="--out")
+    check_out(out, [".png"])
     place = parse_device(device)
     model = load_model("digits", "small", None, place, "float32", "auto")
     tiles, truth = read_sheet()

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mbv3fast.atomic import replacing
 from mbv3fast.cli.classify import UNREADABLE
 from mbv3fast.cli.images import batches, find_images
-from mbv3fast.cli.options import load_model, model_options, parse_device, usable_cores
+from mbv3fast.cli.options import check_out, load_model, model_options, parse_device, usable_cores
 
 
 @click.command(short_help="Write images' feature vectors.")
@@ -32,10 +33,7 @@ def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **mo
     The rows' paths are written beside it, one a line, to features.paths.txt. An unreadable image is reported,
     has no row, and the exit code is 3.
     """
-    if out.suffix != ".npy":
-        raise click.BadParameter(f"{out}: needs the suffix .npy", param_hint="--out")
-    if not out.absolute().parent.is_dir():
-        raise click.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
+    check_out(out, [".npy"])
     files = find_images(paths)
     network = load_model(**{**model, "device": parse_device(model["device"])})
     network.reset_classifier(0)
@@ -63,18 +61,13 @@ def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **mo
 
 def _write(out: Path, raw: Path, embedded: list[str], width: int) -> None:
     """Put the header before the rows, whose number is known only now; the paths first, the .npy last."""
-    names = out.with_suffix(".paths.txt")
-    temporary = names.with_name(names.name + ".tmp")
-    temporary.write_text(
-        "".join(f"{_one_line(path)}\n" for path in embedded), encoding="utf-8", errors="surrogateescape"
-    )
-    temporary.replace(names)
-    temporary = out.with_name(out.name + ".tmp")
+    with replacing(out.with_suffix(".paths.txt")) as names:
+        lines = "".join(f"{_one_line(path)}\n" for path in embedded)
+        names.write_text(lines, encoding="utf-8", errors="surrogateescape")
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(embedded), width)}
-    with temporary.open("wb") as file, raw.open("rb") as rows:
+    with replacing(out) as temporary, temporary.open("wb") as file, raw.open("rb") as rows:
         np.lib.format.write_array_header_1_0(file, header)
         shutil.copyfileobj(rows, file)
-    temporary.replace(out)
 
 
 def _one_line(path: str) -> str:

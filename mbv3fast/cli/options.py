@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -47,6 +48,16 @@ def model_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def check_out(out: Path, suffixes: Iterable[str]) -> None:
+    """Raise click.BadParameter, before any work is done, where `out` can't become a file of these suffixes."""
+    if out.suffix not in suffixes:
+        raise click.BadParameter(f"{out}: needs the suffix {', '.join(suffixes)}", param_hint="--out")
+    if not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
+    if out.is_dir():
+        raise click.BadParameter(f"{out}: is a folder", param_hint="--out")
 
 
 def usable_cores() -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from mbv3fast.atomic import replacing
+from mbv3fast.cli.options import check_out
 
 COLUMNS = ("path", "rank", "class_index", "label", "probability")
 Row = dict[str, Any]
@@ -18,12 +20,7 @@ Row = dict[str, Any]
 def writer_for(out: Path) -> Callable[[Path, Iterable[Row]], None]:
     """The writer that `out`'s suffix asks for. Raises click.BadParameter for another suffix or a missing library."""
     writers = {".csv": write_csv, ".jsonl": write_jsonl, ".parquet": write_parquet}
-    if out.suffix not in writers:
-        raise click.BadParameter(f"{out}: needs the suffix {', '.join(writers)}", param_hint="--out")
-    if not out.absolute().parent.is_dir():
-        raise click.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
-    if out.is_dir():
-        raise click.BadParameter(f"{out}: is a folder", param_hint="--out")
+    check_out(out, writers)
     if out.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
@@ -36,11 +33,8 @@ def writer_for(out: Path) -> Callable[[Path, Iterable[Row]], None]:
 def write_atomically(out: Path, rows: Iterable[Row]) -> None:
     """Write `rows` (each an image's path and its `predictions`) to `out` in the format of its suffix."""
     write = writer_for(out)
-    temporary = out.with_name(out.name + ".tmp")
-    write(temporary, rows)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(out)
+    with replacing(out) as temporary:
+        write(temporary, rows)
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:

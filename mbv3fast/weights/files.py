@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mbv3fast.atomic import replacing
 from mbv3fast.description import METADATA_KEY, Description, read_description
 from mbv3fast.weights.errors import WeightsError
 
@@ -39,12 +40,8 @@ def write_file(path: Path, state: Mapping[str, Tensor], description: Description
     """Write .safetensors with `description` in its metadata, whole or not at all."""
     metadata = {"format": "pt", METADATA_KEY: description.to_json()}
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, metadata))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def unwrap(state: Any) -> tuple[Mapping[str, Tensor], Description | None]:
