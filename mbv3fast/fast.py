@@ -62,7 +62,8 @@ class _Fused(Backbone):
         Needed only after writes that PyTorch doesn't count (through `.data`, NumPy views or another process) to a
         part of a tensor; those to a whole tensor are noticed.
         """
-        self._built = None
+        with _BUILDING:  # so that a build under way in another thread is forgotten too
+            self._built = None
 
     def train(self, mode: bool = True) -> Any:
         self.repack()
@@ -96,7 +97,7 @@ class _Fused(Backbone):
         engine, reason = self._resolve(x)
         if engine is None:
             if torch.is_grad_enabled():
-                self.repack()  # an optimizer may move the weights now, some without leaving a trace
+                self._built = None  # weights may move now, some without a trace; no lock, torch.compile traces this
             if reason not in (TRAINING, TRACED):
                 _say_once(f"PyTorch runs this model's modules: {reason}")
         return engine
@@ -128,11 +129,20 @@ class _Fused(Backbone):
         decision = decide(x.device, x.dtype)
         return None if decision.fused else decision.reason
 
+    def _fresh(self) -> _Built | None:
+        """What was built, if the model is still as it was then."""
+        built = self._built
+        holds = built is not None and built.levels == self._levels() and built.snapshot.holds()
+        return built if holds else None
+
     def _current(self) -> _Built | str:
         """The engine for the model as it is now, or why there can be none."""
-        built = self._built
-        if built is None or built.levels != self._levels() or not built.snapshot.holds():
+        built = self._fresh()
+        if built is None:
             with _BUILDING:
+                built = self._fresh()  # another thread may have built it meanwhile
+                if built is not None:
+                    return built
                 reason = untrackable(self)
                 if reason:
                     return reason
@@ -159,7 +169,7 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
 
     def forward_features(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            self.repack()
+            self._built = None
         return super().forward_features(x)
 
     def _customised(self) -> bool:

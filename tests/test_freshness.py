@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -233,4 +234,31 @@ def test_writes_past_pytorchs_count_to_a_part_show_after_repack() -> None:
     before = answer(model)
     model.features[12][0].weight.data[:9].mul_(3)
     model.repack()
+    assert_fresh(model, before)
+
+
+def test_repack_during_another_threads_build_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = subject()
+    before = answer(model)
+    model.repack()
+    folding, edited = threading.Event(), threading.Event()
+    fuse = type(model)._fuse
+
+    def slow_fuse(self: FusedMobileNetV3) -> Any:
+        engine = fuse(self)
+        folding.set()
+        edited.wait(10)
+        return engine
+
+    monkeypatch.setattr(type(model), "_fuse", slow_fuse)
+    builder = threading.Thread(target=answer, args=(model,))
+    builder.start()
+    assert folding.wait(10)
+    model.features[12][0].weight.data[:9].mul_(3)
+    repacker = threading.Thread(target=model.repack)
+    repacker.start()
+    edited.set()
+    builder.join()
+    repacker.join()
+    monkeypatch.undo()
     assert_fresh(model, before)
