@@ -104,13 +104,16 @@ def test_depthwise_conv(
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("size", [(1, 1), (7, 5)])
-def test_pointwise_conv(activation: Any, residual: bool, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (3, 5462)])  # the last is too many pixels for a matrix product
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pointwise_conv(activation: Any, residual: bool, size: tuple[int, int], layout: torch.memory_format) -> None:
     x, weight, bias = randn(3, 7, *size), randn(9, 7, 1, 1, seed=1), randn(9, seed=2)
     added = randn(3, 9, *size, seed=3) if residual else None
     expected = activated(torch.einsum("nchw,oc->nohw", x, weight[:, :, 0, 0]) + bias[:, None, None], activation)
+    x = x.contiguous(memory_format=layout)
     got = reference.pointwise_conv_ref(x, added, weight=weight, bias=bias, activation=activation)
     torch.testing.assert_close(got, expected if added is None else expected + added, **EXACT)
+    assert got.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("activation", ["relu", "hardswish"])
