@@ -1,89 +1,46 @@
-"""The two networks as tables, and how width, squeeze-excite and source variants derive from them.
-
-Tables 1 and 2 of Howard et al. 2019, "Searching for MobileNetV3" (arXiv 1905.02244). No torch in here.
-"""
+"""How width, squeeze-excite and source variants derive from the paper's tables. No torch in here."""
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-Activation = Literal["relu", "hardswish"]
-Variant = Literal["large", "small"]
+from mbv3fast.tables import ACTIVATIONS, HIDDEN, LAST_CONV, ROWS, STEM, Activation, Variant
+
 WidthRule = Literal["torchvision", "timm"]
 
 
-class Row(NamedTuple):
-    """One line of the paper's tables."""
-
-    kernel: int
-    expanded: int
-    out: int
-    squeeze_excite: bool
-    activation: Activation
-    stride: int
-
-
-_R: Activation = "relu"
-_H: Activation = "hardswish"
-
-ROWS: dict[Variant, tuple[Row, ...]] = {
-    "large": (
-        Row(3, 16, 16, False, _R, 1),
-        Row(3, 64, 24, False, _R, 2),
-        Row(3, 72, 24, False, _R, 1),
-        Row(5, 72, 40, True, _R, 2),
-        Row(5, 120, 40, True, _R, 1),
-        Row(5, 120, 40, True, _R, 1),
-        Row(3, 240, 80, False, _H, 2),
-        Row(3, 200, 80, False, _H, 1),
-        Row(3, 184, 80, False, _H, 1),
-        Row(3, 184, 80, False, _H, 1),
-        Row(3, 480, 112, True, _H, 1),
-        Row(3, 672, 112, True, _H, 1),
-        Row(5, 672, 160, True, _H, 2),
-        Row(5, 960, 160, True, _H, 1),
-        Row(5, 960, 160, True, _H, 1),
-    ),
-    "small": (
-        Row(3, 16, 16, True, _R, 2),
-        Row(3, 72, 24, False, _R, 2),
-        Row(3, 88, 24, False, _R, 1),
-        Row(5, 96, 40, True, _H, 2),
-        Row(5, 240, 40, True, _H, 1),
-        Row(5, 240, 40, True, _H, 1),
-        Row(5, 120, 48, True, _H, 1),
-        Row(5, 144, 48, True, _H, 1),
-        Row(5, 288, 96, True, _H, 2),
-        Row(5, 576, 96, True, _H, 1),
-        Row(5, 576, 96, True, _H, 1),
-    ),
-}
-STEM = 16
-LAST_CONV: dict[Variant, int] = {"large": 960, "small": 576}
-HIDDEN: dict[Variant, int] = {"large": 1280, "small": 1024}
-# Blocks per stage, as timm groups them: each stage begins where the width or the stride changes.
-STAGES: dict[Variant, tuple[int, ...]] = {"large": (1, 2, 3, 4, 2, 3), "small": (1, 2, 3, 2, 3)}
-
-
-ACTIVATIONS: tuple[Activation, ...] = (_R, _H)
 _MOST = 1 << 20  # channels or classes; more is no network but a damaged file
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if type(value) is not int or not least <= value <= _MOST:
+def _count(name: str, value: Any, least: int) -> int:
+    """`value`, NumPy's integers too, as an int; ValueError where it is none."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = least - 1
+    if isinstance(value, bool) or not least <= count <= _MOST:
         raise ValueError(f"{name}: got {value!r}, needs a whole number from {least} to {_MOST:,}")
+    return count
+
+
+def _number(name: str, value: Any, right: Callable[[float], bool], needs: str) -> float:
+    """`value` as a float, since other kinds don't survive JSON alike; ValueError unless it is `right`."""
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not right(number):
+        raise ValueError(f"{name}: got {value!r}, needs a number {needs}")
+    return number
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, needs one of {', '.join(map(str, choices))}")
-
-
-def _check_number(name: str, value: float, right: bool, needs: str) -> None:
-    if not right:
-        raise ValueError(f"{name}: got {value!r}, needs a number {needs}")
 
 
 @dataclass(frozen=True)
@@ -102,8 +59,8 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         for field in ("in_channels", "expanded", "out_channels"):
-            _check_count(f"blocks: {field}", getattr(self, field), 1)
-        _check_count("blocks: squeeze", self.squeeze, 0)
+            _count(f"blocks: {field}", getattr(self, field), 1)
+        _count("blocks: squeeze", self.squeeze, 0)
         _check_choice("blocks: kernel", self.kernel, (3, 5))
         _check_choice("blocks: stride", self.stride, (1, 2))
         _check_choice("blocks: activation", self.activation, ACTIVATIONS)
@@ -137,26 +94,26 @@ class NetworkConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        for field in ("bn_eps", "bn_momentum", "dropout"):  # an int or a NumPy number would not survive JSON alike
-            object.__setattr__(self, field, float(getattr(self, field)))
-        object.__setattr__(self, "tf_same_padding", bool(self.tf_same_padding))
-        for field in ("num_classes", "in_chans"):
-            if hasattr(getattr(self, field), "__index__") and not isinstance(getattr(self, field), bool):
-                object.__setattr__(self, field, operator.index(getattr(self, field)))  # NumPy's integers too
         _check_choice("variant", self.variant, tuple(ROWS))
         _check_choice("activation", self.activation, ACTIVATIONS)
-        for field in ("stem", "hidden", "in_chans"):
-            _check_count(field, getattr(self, field), 1)
-        _check_count("num_classes", self.num_classes, 0)
+        _count("stem", self.stem, 1)
+        _count("hidden", self.hidden, 1)
         for width in self.last_convs:
-            _check_count("last_convs", width, 1)
+            _count("last_convs", width, 1)
         if not self.blocks or not self.last_convs:
             raise ValueError(
                 f"blocks, last_convs: got {len(self.blocks)} and {len(self.last_convs)}, needs some of each"
             )
-        _check_number("bn_eps", self.bn_eps, 0 < self.bn_eps <= 1, "above 0, at most 1")
-        _check_number("bn_momentum", self.bn_momentum, 0 <= self.bn_momentum <= 1, "from 0 to 1")
-        _check_number("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1")
+        _check_choice("tf_same_padding", self.tf_same_padding, (False, True))
+        for field, value in {
+            "num_classes": _count("num_classes", self.num_classes, 0),
+            "in_chans": _count("in_chans", self.in_chans, 1),
+            "bn_eps": _number("bn_eps", self.bn_eps, lambda eps: 0 < eps <= 1, "above 0, at most 1"),
+            "bn_momentum": _number("bn_momentum", self.bn_momentum, lambda m: 0 <= m <= 1, "from 0 to 1"),
+            "dropout": _number("dropout", self.dropout, lambda p: 0 <= p < 1, "from 0 to below 1"),
+            "tf_same_padding": bool(self.tf_same_padding),
+        }.items():
+            object.__setattr__(self, field, value)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; `from_dict` is its inverse."""
@@ -227,7 +184,7 @@ def network(
     hidden width and, below 0.75, the stem. `minimal` is the paper's variant without squeeze-excite,
     hardswish and 5x5 kernels.
     """
-    _check_number("width_mult", width_mult, 0 < width_mult <= 100, "above 0, at most 100")
+    width_mult = _number("width_mult", width_mult, lambda width: 0 < width <= 100, "above 0, at most 100")
     if se_divisor not in (1, 8):
         raise ValueError(f"se_divisor: got {se_divisor}, needs 1 (exactly C // 4) or 8 (rounded to multiples of 8)")
     timm = width_rule == "timm"

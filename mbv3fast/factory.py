@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from torch import Tensor
 
-from mbv3fast.config import SOURCES, NetworkConfig, Variant, network, squeeze_width, with_overrides
+from mbv3fast.config import SOURCES, NetworkConfig, network, squeeze_width, with_overrides
 from mbv3fast.description import Description
 from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3, build, logger
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.tables import Variant
 from mbv3fast.weights import Checkpoint, WeightsError, read
 
 if TYPE_CHECKING:

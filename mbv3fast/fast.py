@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from mbv3fast.backend import Decision, decide, requested
 from mbv3fast.config import FeatureLevel, NetworkConfig
 from mbv3fast.engine import Engine
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features, fold_head, fold_pool
-from mbv3fast.freshness import Snapshot, global_hooks, untrackable
+from mbv3fast.freshness import ForkSafeLock, Snapshot, global_hooks, untrackable
 from mbv3fast.layers import autocast_enabled
 from mbv3fast.lower import lower_torch
 from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3, is_traced
@@ -26,19 +25,19 @@ from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
 
 logger = logging.getLogger("mbv3fast")
-_BUILDING = threading.Lock()
+_BUILDING = ForkSafeLock()
 TRAINING = "the model is in training mode"
 TRACED = "the input is traced, compiled or no plain tensor"
 
 
 @dataclass(frozen=True)
 class _Built:
-    """An engine and the state of the model that it is right for; no engine where `reason` forbids one."""
+    """An engine and the state of the model that it is right for; `note` says why there is none, or what it leaves."""
 
     snapshot: Snapshot
     levels: tuple[FeatureLevel, ...]
     engine: Engine | None
-    reason: str
+    note: str
 
 
 class _Fused(Backbone):
@@ -48,13 +47,17 @@ class _Fused(Backbone):
     _built: _Built | None = None
 
     def explain(self, x: Tensor) -> Decision:
-        """Whether `model(x)`, called in the present grad mode, is run by the engine or by PyTorch, and why."""
+        """Whether `model(x)`, called in the present grad mode, is run by the engine or by PyTorch, and why.
+
+        Raises what `model(x)` would for an `x` that is no input.
+        """
+        self.check_input(x)
         engine, reason = self._resolve(x)
         return Decision(engine is not None, reason)
 
     def plan(self) -> Plan:
         """The steps that the engine runs for this model in eval. Raises UnsupportedError where PyTorch must."""
-        return self._fuse().plan
+        return self._fuse()[0].plan
 
     def repack(self) -> None:
         """Forget the folded weights, so that the next forward reads them anew.
@@ -77,8 +80,8 @@ class _Fused(Backbone):
         return {name: value for name, value in self.__dict__.items() if name != "_built"}
 
     @abstractmethod
-    def _fuse(self) -> Engine:
-        """A new engine for the model as it is. Raises UnsupportedError."""
+    def _fuse(self) -> tuple[Engine, str]:
+        """A new engine for the model as it is, and what it leaves to PyTorch. Raises UnsupportedError."""
 
     @abstractmethod
     def _customised(self) -> bool:
@@ -107,13 +110,17 @@ class _Fused(Backbone):
         built = self._refusal(x) or self._current()
         if isinstance(built, str):
             return None, built
-        return built.engine, built.reason or decide(x.device, x.dtype).reason
+        if built.engine is None:
+            return None, built.note
+        return built.engine, decide(x.device, x.dtype).reason + built.note
 
     def _refusal(self, x: Tensor) -> str | None:
         """Why this call isn't the engine's, whatever it would be built from; None where it may be."""
         requested(self.backend)
         if self.training:
             return TRAINING
+        if getattr(self, "_is_replica", False):
+            return "a replica of nn.DataParallel lives for one call"
         if is_traced(x):
             return TRACED
         if self._customised():
@@ -149,7 +156,7 @@ class _Fused(Backbone):
                 levels = self._levels()
                 snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
                 try:
-                    built = _Built(snapshot, levels, self._fuse(), reason="")
+                    built = _Built(snapshot, levels, *self._fuse())
                 except UnsupportedError as unsupported:
                     built = _Built(snapshot, levels, None, str(unsupported))
                 self._built = built
@@ -178,7 +185,7 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
     def _parts(self) -> tuple[nn.Module, ...]:
         return (self.features, self.avgpool, self.classifier)
 
-    def _fuse(self) -> Engine:
+    def _fuse(self) -> tuple[Engine, str]:
         layers = fold_features(self.features)
         dtype = common_dtype(self.features)
         try:
@@ -188,8 +195,9 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
                 raise UnsupportedError(f"classifier is {common_dtype(self.classifier)}, features {dtype}")
         except UnsupportedError as unsupported:
             _say_once(f"PyTorch runs this model's classifier: {unsupported}")
-            return Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,)))
-        return Engine(lower_torch(FoldedNetwork(layers, head), dtype))
+            note = f"; the classifier is left to PyTorch: {unsupported}"
+            return Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), note
+        return Engine(lower_torch(FoldedNetwork(layers, head), dtype)), ""
 
 
 class FusedFeatureExtractor(_Fused, FeatureExtractor):
@@ -206,10 +214,10 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
     def _levels(self) -> tuple[FeatureLevel, ...]:
         return tuple(self.levels)
 
-    def _fuse(self) -> Engine:
+    def _fuse(self) -> tuple[Engine, str]:
         layers = fold_features(self.features)
         taps = sorted({level.index for level in self.levels if level.index < len(layers)})
-        return Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps))
+        return Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps)), ""
 
 
 def build(

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mbv3fast.config import Activation
 from mbv3fast.layers import Conv2dSame, ConvBNAct, InvertedResidual, Padding, SqueezeExcite
+from mbv3fast.tables import Activation
 
 
 class UnsupportedError(Exception):

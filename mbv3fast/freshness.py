@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -23,6 +24,24 @@ _WATCHED = frozenset(
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class ForkSafeLock:
+    """A lock that a forked child finds free, whichever thread of its parent held it: that thread isn't there."""
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class _ModuleRecord(NamedTuple):
@@ -118,7 +137,7 @@ def _probes(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 _SNAPSHOTS: weakref.WeakSet[Snapshot] = weakref.WeakSet()
-_WATCHING = threading.Lock()
+_WATCHING = ForkSafeLock()
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:

@@ -9,7 +9,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbv3fast.config import Activation, BlockConfig, NetworkConfig
+from mbv3fast.config import BlockConfig, NetworkConfig
+from mbv3fast.tables import Activation
 
 Padding = tuple[int, int, int, int]  # left, right, top, bottom, as torch.nn.functional.pad takes them
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from mbv3fast.config import FeatureLevel, NetworkConfig, feature_levels, with_overrides
@@ -36,6 +38,7 @@ class Backbone(nn.Module):
         self.features = nn.Sequential(stem, *blocks, *last)
         self.config = config
         self.preprocess = preprocess or Preprocess.default(config.in_chans)
+        self.register_state_dict_post_hook(_describe_state_dict)
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
@@ -46,8 +49,23 @@ class Backbone(nn.Module):
         """The preprocessing that the weights were trained with: PIL image or uint8 tensor to [C, H, W] floats."""
         return self.preprocess
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As nn.Module's, but a strict load that can't fit is refused before anything is copied.
+
+        Raises RuntimeError with the first offending key and what to do.
+        """
+        if strict:
+            _refuse_misfit(self, state_dict, assign)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def description(self) -> Description:
+        """What a state dict can't say and its reader needs."""
+        return Description(self.config, self.preprocess)
+
     def check_input(self, x: Tensor) -> None:
-        """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32]."""
+        """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32], TypeError where it is no tensor."""
+        if not isinstance(x, (Tensor, torch.fx.Proxy)):
+            raise TypeError(f"x: got {type(x).__name__}, needs a tensor [N, C, H, W]")
         if is_traced(x):
             return  # its sizes may be symbols
         if x.dim() != 4:
@@ -90,7 +108,6 @@ class MobileNetV3(Backbone):
             _classifier_layer(config.hidden, config.num_classes),
         )
         initialise(self)
-        self.register_state_dict_post_hook(_describe_state_dict)
 
     @property
     def num_features(self) -> int:
@@ -143,17 +160,7 @@ class MobileNetV3(Backbone):
         self.classifier[-1] = last.train(self.training)
         self.labels = None
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As nn.Module's, but a strict load that can't fit is refused before anything is copied.
-
-        Raises RuntimeError with the first offending key and what to do.
-        """
-        if strict:
-            _refuse_misfit(self, state_dict, assign)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
     def description(self) -> Description:
-        """What a state dict can't say and its reader needs."""
         config = with_overrides(self.config, num_classes=self.num_classes)
         labels = self.labels if self.labels and len(self.labels) == config.num_classes else None
         return Description(config, self.preprocess, labels)
@@ -183,7 +190,10 @@ class FeatureExtractor(Backbone):
     ) -> None:
         super().__init__(config, preprocess)
         count = len(self.feature_levels)
-        indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
+        try:
+            indices = tuple(range(count) if out_indices is None else map(operator.index, out_indices))
+        except TypeError as error:
+            raise ValueError(f"out_indices: got {out_indices!r}, needs levels from 0 to {count - 1}") from error
         if not indices or not all(-count <= i < count for i in indices):
             raise ValueError(f"out_indices: got {indices}, needs levels from 0 to {count - 1}")
         self.levels = tuple(self.feature_levels[i] for i in sorted({i % count for i in indices}))
@@ -221,13 +231,24 @@ def _classifier_layer(hidden: int, num_classes: int) -> nn.Module:
 
 def _describe_state_dict(module: nn.Module, _state_dict: Any, _prefix: str, metadata: dict[str, Any]) -> None:
     """Let the state dict carry, beside PyTorch's version numbers, what its tensors can't say."""
-    assert isinstance(module, MobileNetV3)
+    assert isinstance(module, Backbone)
     describe(metadata, module.description())
 
 
-def _refuse_misfit(model: MobileNetV3, state_dict: Mapping[str, Any], assign: bool) -> None:
+def _filled_in(key: str, state_dict: Mapping[str, Any]) -> bool:
+    """Whether PyTorch supplies this missing key: counters of batch norms saved before version 2, or as a plain dict."""
+    module, _, name = key.rpartition(".")
+    version = (getattr(state_dict, "_metadata", None) or {}).get(module, {}).get("version")
+    return name == "num_batches_tracked" and (version is None or version < 2)
+
+
+def _refuse_misfit(model: Backbone, state_dict: Mapping[str, Any], assign: bool) -> None:
+    if any(module._load_state_dict_pre_hooks for module in model.modules()):
+        return  # they may rewrite the state dict: only PyTorch's own check, after them, knows
     own = model.state_dict()
     for key, tensor in own.items():
+        if key not in state_dict and _filled_in(key, state_dict):
+            continue
         if key not in state_dict:
             raise RuntimeError(f"load_state_dict: {key} is missing; other projects' names load through `weights=`")
         given = state_dict[key]

@@ -16,7 +16,9 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by channels
 MOST_PIXELS = 8192  # of a side
+_MOST_RESIZED = 2 * MOST_PIXELS**2  # of an image on its way to the crop
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -76,11 +78,10 @@ class Preprocess:
     def _from_pil(self, image: Image.Image) -> Tensor:
         if not isinstance(image, Image.Image):
             raise TypeError(f"image: got {type(image).__name__}, needs a PIL image or a uint8 tensor [C, H, W]")
-        modes = {1: "L", 3: "RGB", 4: "RGBA"}
-        if len(self.mean) not in modes:
+        if len(self.mean) not in PIL_MODES:
             raise TypeError(f"image: {len(self.mean)} channels are no PIL mode; pass a uint8 tensor [C, H, W]")
         width, height = self._resized(*image.size)
-        image = _to_mode(image, modes[len(self.mean)])
+        image = _to_mode(image, PIL_MODES[len(self.mean)])
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         left, top = self._offset(width), self._offset(height)
         pixels = np.array(image.crop((left, top, left + self.crop, top + self.crop)))
@@ -104,7 +105,10 @@ class Preprocess:
         short = min(width, height)
         if short < 1:
             raise ValueError(f"image: got {width}x{height} pixels, needs at least 1x1")
-        return (self.resize * width // short, self.resize * height // short)
+        resized = (self.resize * width // short, self.resize * height // short)
+        if math.prod(resized) > _MOST_RESIZED:
+            raise ValueError(f"image: got {width}x{height} pixels, too long and thin to bring to {self.resize} across")
+        return resized
 
     def _offset(self, size: int) -> int:
         return round((size - self.crop) / 2.0)

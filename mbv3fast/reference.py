@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbv3fast.config import Activation
 from mbv3fast.layers import Padding, same_padding
+from mbv3fast.tables import Activation
 
 # Up to here a matrix product beats oneDNN's convolution, which repacks its weights at every call: 1.4x to 1.5x over
 # the 1x1 convolutions of either network at batch 1. Above, by batch 8 at 56x56, it loses as much.

@@ -13,18 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbv3fast.config import (
-    ROWS,
     SOURCES,
-    STAGES,
     BlockConfig,
     NetworkConfig,
-    Variant,
     feature_levels,
     make_divisible,
     network,
     squeeze_width,
     with_overrides,
 )
+from mbv3fast.tables import ROWS, STAGES, Variant
 
 VARIANTS: tuple[Variant, ...] = ("large", "small")
 WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.25, 2.0)

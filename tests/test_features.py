@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mbv3fast
-from mbv3fast.config import Variant
+from mbv3fast.tables import Variant
 from tests.networks import calibrated_large, photographs
 
 LEVELS: dict[Variant, list[tuple[int, int, int]]] = {  # index, channels, stride

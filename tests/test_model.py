@@ -12,8 +12,8 @@ import torchinfo
 from torch import Tensor, nn
 
 import mbv3fast
-from mbv3fast.config import Variant
 from mbv3fast.layers import Conv2dSame
+from mbv3fast.tables import Variant
 from tests.networks import photographs
 
 VARIANTS: tuple[Variant, ...] = ("large", "small")

@@ -116,10 +116,17 @@ def _to_file(
         "dtype": str(parameter.dtype),
     }
     journal = Journal(out, job, resume=resume)
-    with tqdm(total=len(files), initial=min(journal.done * batch_size, len(files)), unit="image", disable=None) as bar:
-        for batch in batches(files, model.transforms(), batch_size, workers, skip=journal.done):
-            journal.add(_record(model, batch, top))
-            bar.update(len(batch.paths) + len(batch.failures))
+    if resume and not journal.done:
+        click.echo("no finished batches to go on from: starting with the first image", err=True)
+    done = min(journal.done * batch_size, len(files))
+    try:
+        with tqdm(total=len(files), initial=done, unit="image", disable=None) as bar:
+            for batch in batches(files, model.transforms(), batch_size, workers, skip=journal.done):
+                journal.add(_record(model, batch, top))
+                bar.update(len(batch.paths) + len(batch.failures))
+    except (KeyboardInterrupt, SystemExit):
+        click.echo(f"stopped; {journal.path} holds what is done: go on with the same command and --resume", err=True)
+        raise
     failures = 0
 
     def rows() -> Iterator[Row]:

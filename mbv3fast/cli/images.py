@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ def find_images(arguments: Sequence[str]) -> list[str]:
     found: dict[str, str] = {}
     for argument in arguments:
         if os.path.isdir(argument):
-            paths = sorted(str(p) for p in Path(argument).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            paths = sorted(_search(argument))
         elif os.path.exists(argument):
             paths = [argument]
         else:
@@ -39,6 +40,14 @@ def find_images(arguments: Sequence[str]) -> list[str]:
         for path in paths:
             found.setdefault(os.path.abspath(path), path)
     return list(found.values())
+
+
+def _search(folder: str) -> Iterator[str]:
+    """Everything below `folder` with an image's suffix; and what can't be opened, so that it is reported too."""
+    closed: list[str] = []
+    for place, _, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+        yield from (str(Path(place, name)) for name in names if Path(name).suffix.lower() in SUFFIXES)
+    yield from closed
 
 
 Item = tuple[str, Tensor | None, str]  # path, pixels, reason
@@ -66,11 +75,15 @@ class ImageFiles(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         path = self.paths[index]
+        if os.path.isdir(path):
+            return path, None, "a folder that can't be opened"
         if not os.path.isfile(path):
             return path, None, "no regular file (any more)"
         try:
-            with Image.open(path) as image:
-                return path, self.preprocess(ImageOps.exif_transpose(image)), ""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its size is an error
+                with Image.open(path) as image:
+                    return path, self.preprocess(ImageOps.exif_transpose(image)), ""
         except Exception as error:  # whatever a decoder raises on bytes from anywhere
             return path, None, f"{type(error).__name__}: {error}"
 

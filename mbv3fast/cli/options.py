@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from mbv3fast.backend import BACKENDS, BackendError
 from mbv3fast.config import SOURCES
 from mbv3fast.factory import load
 from mbv3fast.fast import FusedMobileNetV3
+from mbv3fast.preprocess import PIL_MODES
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -86,5 +88,13 @@ def load_model(
     try:
         loaded = load(weights, variant="small" if model == "small" else "large", source=source, backend=backend)
     except (ValueError, BackendError) as error:  # WeightsError is a ValueError
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(_as_options(str(error))) from error
+    channels = len(loaded.preprocess.mean)
+    if channels not in PIL_MODES:
+        raise click.ClickException(f"{weights} is for input of {channels} channels, which image files don't have")
     return loaded.to(device, DTYPES[dtype]).eval()
+
+
+def _as_options(message: str) -> str:
+    """An error's advice on arguments as advice on options."""
+    return re.sub(r"\b(weights|source)=", r"--\1 ", message)

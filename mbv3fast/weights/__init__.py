@@ -10,7 +10,7 @@ from typing import Any
 from mbv3fast.description import Description
 from mbv3fast.model import MobileNetV3
 from mbv3fast.weights.asbuilt import refuse_rebuilt, require_classifier
-from mbv3fast.weights.checkpoint import Checkpoint, read
+from mbv3fast.weights.checkpoint import Checkpoint, check_values, read
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.export import to_torchvision
 from mbv3fast.weights.files import write_file
@@ -45,12 +45,14 @@ def load(model: MobileNetV3, weights: Any, *, source: str | None = None) -> None
 def save(model: MobileNetV3, path: str | os.PathLike[str]) -> None:
     """Write a .safetensors file that `weights=` reads back exactly: tensors, config, preprocessing, labels.
 
-    The file appears whole or not at all. Raises ValueError for another suffix, WeightsError where modules were
-    replaced or altered beyond what the description says.
+    The file appears whole or not at all. Raises ValueError for another suffix or a missing folder,
+    WeightsError where modules were replaced or altered beyond what the description says, or numbers are not finite.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
         raise ValueError(f"path: got {target}, needs the suffix .safetensors")
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"path: got {target}, whose folder does not exist")
     require_classifier(model, "save")
     refuse_rebuilt(model, "save")
     description = model.description()
@@ -58,4 +60,7 @@ def save(model: MobileNetV3, path: str | os.PathLike[str]) -> None:
         Description.from_json(description.to_json())
     except ValueError as error:
         raise WeightsError(f"save: the file could not be read back: {error}") from error
-    write_file(target, model.state_dict(), description)
+    state = model.state_dict()
+    for key, tensor in state.items():
+        check_values(key, tensor, description.config.bn_eps)
+    write_file(target, state, description)

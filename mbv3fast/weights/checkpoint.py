@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mbv3fast.assets import DIGITS_CHECKPOINT
-from mbv3fast.config import SOURCES, NetworkConfig, SourceTraits, Variant
+from mbv3fast.config import SOURCES, NetworkConfig, SourceTraits
 from mbv3fast.description import Description
 from mbv3fast.model import MobileNetV3
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.tables import Variant
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.files import read_file, unwrap
 from mbv3fast.weights.names import OPTIONAL_TENSOR, Kind, pairs
@@ -116,7 +117,8 @@ def _resolve(
             name = str(DIGITS_CHECKPOINT)
         elif not Path(name).exists() and not Path(name).suffix:
             known = ", ".join(["DEFAULT", *PUBLISHED[variant], "digits", HUB_PREFIX + "timm/…"])
-            raise WeightsError(f"weights: got {name!r}, needs a state dict, a path, or one of {known}")
+            meant = f" (did you mean {name.upper()!r}?)" if resolve_name(name.upper(), variant) else ""
+            raise WeightsError(f"weights: got {name!r}{meant}, needs a state dict, a path, or one of {known}")
     if isinstance(name, (str, os.PathLike)):
         state, description = read_file(Path(name))
         return state, description, None, source
@@ -183,11 +185,22 @@ def _fit(
         got, wanted = tuple(state[name].shape), tuple(like.shape)
         if _strip(got) != _strip(wanted):
             raise WeightsError(f"weights: {name} has shape {got}, needs {wanted}")
+        check_values(name, state[name], config.bn_eps)
         fitted[key] = state[name].reshape(wanted)
     unknown = next((key for key in state if key not in set(theirs.values())), None)
     if unknown is not None:
         raise WeightsError(f"weights: {unknown} belongs to no part of a {config.variant} MobileNetV3 of {kind}'s kind")
     return fitted
+
+
+def check_values(name: str, tensor: Tensor, bn_eps: float) -> None:
+    """Refuse what no training leaves behind, and what would put out nothing but NaN."""
+    values = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if not values.isfinite().all():
+        raise WeightsError(f"weights: {name} holds numbers that are not finite")
+    # A little below zero is right: `to_torchvision` moves a difference of eps into the variance.
+    if name.endswith("running_var") and (values + bn_eps <= 0).any():
+        raise WeightsError(f"weights: {name} holds {values.min():.3g}, needs variances above {-bn_eps:g}")
 
 
 def _strip(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -53,7 +53,8 @@ def unwrap(state: Any) -> tuple[Mapping[str, Tensor], Description | None]:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not state:
-        raise WeightsError(f"weights: got {type(state).__name__}, needs a non-empty state dict")
+        advice = "; pass its state_dict()" if isinstance(state, torch.nn.Module) else ""
+        raise WeightsError(f"weights: got {type(state).__name__}, needs a non-empty state dict{advice}")
     prefix = ""
     while wrapping := next((p for p in _PREFIXES if all(str(key).startswith(prefix + p) for key in state)), None):
         prefix += wrapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mbv3fast.config import STAGES, Variant
+from mbv3fast.tables import STAGES, Variant
 
 Kind = Literal["torchvision", "timm", "seed"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from mbv3fast.config import Variant
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.tables import Variant
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.files import first_line, read_file
 
@@ -71,7 +71,7 @@ def fetch(published: Published) -> Mapping[str, Any]:
         raise WeightsError(
             f"weights: {name} can't be downloaded ({first_line(error)}). Without a network, fetch {published.url} "
             f"elsewhere and pass the file's path as weights=, or put it into {folder}"
-        ) from error
+        ) from None  # thirty frames of urllib say no more
     except RuntimeError as error:
         raise WeightsError(f"weights: {name} arrived damaged: {first_line(error)}") from error
     return read_file(file)[0]
@@ -103,7 +103,7 @@ def fetch_hub(name: str) -> HubModel:
                 f"weights: {name} can't be downloaded ({type(error).__name__}: {first_line(error)}). Without a "
                 "network, fetch its model.safetensors elsewhere and pass the file's path with "
                 'source="timm", or "timm-tf" for a tf_ model'
-            ) from error
+            ) from None
 
     source, preprocess = _read_hub_config(download("config.json"), name)
     state, _ = read_file(download("model.safetensors"))

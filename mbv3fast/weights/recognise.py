@@ -8,18 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mbv3fast.config import (
-    ROWS,
-    SOURCES,
-    STAGES,
-    BlockConfig,
-    NetworkConfig,
-    SourceTraits,
-    Variant,
-    WidthRule,
-    network,
-    squeeze_width,
-)
+from mbv3fast.config import SOURCES, BlockConfig, NetworkConfig, SourceTraits, WidthRule, network, squeeze_width
+from mbv3fast.tables import ROWS, STAGES, Variant
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.names import OPTIONAL_TENSOR, Kind, Layout, pairs
 
@@ -162,7 +152,8 @@ def check_widths(config: NetworkConfig, layout: Layout, rules: tuple[WidthRule, 
                 return rule
     raise WeightsError(
         f"weights: the channel widths follow neither {' nor '.join(rules)}'s rule for any width_mult "
-        f"(stem {config.stem}, last conv {config.last_convs[-1]}, hidden {config.hidden}); a mix is refused"
+        f"(stem {config.stem}, last conv {config.last_convs[-1]}, hidden {config.hidden}); a mix is refused, "
+        "and so is torchvision's reduced_tail"
     )
 
 
