@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 from torch import nn
+
+import mbv3fast
 
 torch.set_num_threads(1)  # two pytest workers share two cores
 
@@ -65,3 +70,32 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             elif isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 module.bias.copy_(uniform(module.bias, -0.5, 0.5))
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A file of a Small whose predictions differ from image to image: calibrated on the photographs, logits centred."""
+    torch.manual_seed(0)
+    model = mbv3fast.small(se_divisor=8, bn_momentum=1.0)
+    with torch.no_grad():
+        x = torch.stack([model.transforms()(Image.open(path)) for path in sorted(photos.glob("*.*g"))])
+        model(x)
+        model.classifier[3].weight.mul_(100)
+        model.classifier[3].bias.sub_(model.eval()(x).mean(0))
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    mbv3fast.weights.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's two photographs and crops of them, twelve in all, one in a subfolder."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
+        image = Image.fromarray(pixels)
+        image.save(folder / f"{name}.jpg")
+        for i in range(5):
+            target = folder / "more" if i == 0 else folder
+            image.crop((60 * i, 20 * i, 60 * i + 300, 20 * i + 250)).save(target / f"{name}-{i}.png")
+    return folder

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mbv3fast.cli import main
+from mbv3fast.cli.options import as_options
 
 
 def run(*arguments: object) -> str:
@@ -73,3 +74,10 @@ def test_backend_without_kernels_is_refused() -> None:
     result = CliRunner().invoke(main, ["plan", "large", "--backend", "cuda"])
     assert result.exit_code == 1
     assert "'cuda' has no kernels in this version" in result.output
+
+
+def test_advice_on_arguments_becomes_advice_on_options() -> None:
+    advice = 'say source="timm" or source= (seed, …); pass the path as weights=, build it with weights= or not'
+    assert as_options(advice) == (
+        'say --source "timm" or --source (seed, …); pass the path as --weights, build it with --weights or not'
+    )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import mbv3fast
-from mbv3fast import fast
+from mbv3fast import fast, freshness
 from mbv3fast.fast import FusedMobileNetV3
 from tests.freshness import TOLERANCE, difference
 from tests.networks import digit_tiles, trained_small
@@ -98,6 +101,10 @@ CASES: dict[str, tuple[Callable[[], FusedMobileNetV3], Callable[[], AbstractCont
         edited(lambda m: [norm.float() for norm in m.half().modules() if isinstance(norm, nn.BatchNorm2d)]),
         *(nullcontext, lambda: images().half(), "parameters have several dtypes: torch.float16, torch.float32"),
     ),
+    "replica": (
+        edited(lambda m: setattr(m, "_is_replica", True)),
+        *(nullcontext, images, "a replica of nn.DataParallel"),
+    ),
     "unknown module": (
         edited(lambda m: m.features.insert(3, nn.Identity())),
         *(nullcontext, images, "features.3 is a Identity, needs InvertedResidual"),
@@ -142,9 +149,13 @@ def test_an_unknown_classifier_is_left_to_pytorch_alone(spoken: Callable[[], lis
     subject = model()
     subject.classifier[1] = nn.Tanh()
     with torch.inference_mode():
-        assert subject.explain(images()).fused
+        decision = subject.explain(images())
         answers = [subject(images()) for _ in range(2)]
         expected = subject.reference_forward(images())
+    assert decision.fused
+    assert decision.reason.endswith(
+        "; the classifier is left to PyTorch: classifier.1 is a Tanh, needs ReLU or Hardswish"
+    )
     assert difference(answers[1], expected) <= TOLERANCE[torch.float32]
     assert spoken() == ["PyTorch runs this model's classifier: classifier.1 is a Tanh, needs ReLU or Hardswish"]
 
@@ -206,3 +217,33 @@ def test_a_model_on_meta_says_so() -> None:
         decision = subject.explain(x)
     assert not decision.fused
     assert "no kernels for meta" in decision.reason
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("lock", [fast._BUILDING, freshness._WATCHING])
+def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: freshness.ForkSafeLock) -> None:
+    """As where a DataLoader forks while another thread builds an engine."""
+    subject, x = model(), images()
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
+    child = multiprocessing.get_context("fork").Process(target=answer_once, args=(subject, x))
+    child.start()
+    child.join(30)
+    done.set()
+    holder.join()
+    stuck = child.is_alive()
+    child.kill()
+    assert (stuck, child.exitcode) == (False, 0)
+
+
+def answer_once(subject: FusedMobileNetV3, x: Tensor) -> None:
+    with torch.inference_mode():
+        subject(x)

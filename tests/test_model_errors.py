@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,21 @@ SHAPE = (2, 3, 64, 64)
     [
         ({"num_classes": -1}, r"num_classes: got -1, needs a whole number from 0"),
         ({"in_chans": 0}, r"in_chans: got 0, needs a whole number from 1"),
+        ({"num_classes": "10"}, r"num_classes: got '10', needs a whole number from 0"),
+        ({"in_chans": True}, r"in_chans: got True, needs a whole number from 1"),
         ({"width_mult": 0.0}, r"width_mult: got 0\.0, needs a number above 0"),
+        ({"width_mult": "1"}, r"width_mult: got '1', needs a number above 0"),
+        ({"bn_eps": "small"}, r"bn_eps: got 'small', needs a number above 0"),
+        ({"bn_momentum": [0.1]}, r"bn_momentum: got \[0\.1\], needs a number from 0 to 1"),
+        ({"dropout": 1.0}, r"dropout: got 1\.0, needs a number from 0 to below 1"),
+        ({"tf_same_padding": "False"}, r"tf_same_padding: got 'False', needs one of False, True"),
         ({"se_divisor": 4}, r"se_divisor: got 4, needs 1"),
         ({"source": "keras"}, r"source: got 'keras', needs one of seed, torchvision, timm, timm-tf"),
         ({"out_indices": (0,)}, r"out_indices: needs features_only=True"),
         ({"features_only": True, "out_indices": (5,)}, r"out_indices: got \(5,\), needs levels from 0 to 4"),
         ({"features_only": True, "out_indices": (-6,)}, r"out_indices: got \(-6,\), needs levels from 0 to 4"),
+        ({"features_only": True, "out_indices": 2}, r"out_indices: got 2, needs levels from 0 to 4"),
+        ({"features_only": True, "out_indices": (1.0,)}, r"out_indices: got \(1\.0,\), needs levels from 0 to 4"),
         ({"features_only": True, "out_indices": ()}, r"out_indices: got \(\), needs levels from 0 to 4"),
     ],
 )
@@ -68,6 +78,15 @@ def test_inputs_that_are_refused(x: Tensor, message: str, features_only: bool, t
     model = mbv3fast.small(features_only=features_only).train(training)
     with torch.inference_mode(), pytest.raises(ValueError, match=message):
         model(x)
+
+
+@pytest.mark.parametrize("x", [np.zeros(SHAPE, np.float32), [[1.0]], None])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_what_is_no_tensor_is_refused(x: Any, features_only: bool) -> None:
+    model = mbv3fast.small(features_only=features_only).eval()
+    for call in (model, model.explain):
+        with pytest.raises(TypeError, match=rf"x: got {type(x).__name__}, needs a tensor \[N, C, H, W\]"):
+            call(x)
 
 
 def test_the_parts_of_the_forward_check_their_input_too() -> None:
@@ -140,3 +159,44 @@ def test_a_loose_load_takes_what_fits() -> None:
     result = model.load_state_dict(without("features.0.0.weight", dict(other.state_dict())), strict=False)
     assert result.missing_keys == ["features.0.0.weight"]
     assert torch.equal(model.classifier[3].weight, other.classifier[3].weight)
+
+
+def uncounted(state: dict[str, Any]) -> dict[str, Any]:
+    """Without the counters of batches, in place, so that the metadata stays."""
+    for key in [key for key in state if key.endswith("num_batches_tracked")]:
+        del state[key]
+    return state
+
+
+def test_batch_counters_may_be_absent_as_pytorch_allows() -> None:
+    """A plain dict, and a state dict of batch norms of version 1, have none; from version 2 on they are needed."""
+    model, other = mbv3fast.small(), mbv3fast.small()
+    old = uncounted(other.state_dict())
+    with pytest.raises(RuntimeError, match=r"features\.0\.1\.num_batches_tracked is missing"):
+        model.load_state_dict(old)
+    for metadata in old._metadata.values():  # type: ignore[attr-defined]
+        metadata["version"] = 1
+    for state in (old, dict(old)):
+        with torch.no_grad():
+            model.classifier[3].weight.zero_()
+        model.load_state_dict(state)
+        assert torch.equal(model.classifier[3].weight, other.classifier[3].weight)
+
+
+def test_hooks_that_rewrite_a_state_dict_are_left_to_do_so() -> None:
+    model, other = mbv3fast.small(), mbv3fast.small()
+
+    def rename(_: nn.Module, state: dict[str, Any], *__: Any) -> None:
+        state["classifier.3.bias"] = state.pop("classifier.3.offset")
+
+    model.register_load_state_dict_pre_hook(rename)
+    state = dict(other.state_dict())
+    state["classifier.3.offset"] = state.pop("classifier.3.bias") + 1
+    model.load_state_dict(state)
+    assert torch.equal(model.classifier[3].bias, other.classifier[3].bias + 1)
+
+
+def test_a_feature_extractors_state_dict_says_what_its_tensors_cannot() -> None:
+    state = mbv3fast.small(features_only=True, bn_eps=1e-3).state_dict()
+    with pytest.raises(RuntimeError, match=r"these weights belong to bn_eps=0\.001, the model has 1e-05"):
+        mbv3fast.small(features_only=True).load_state_dict(state)

@@ -88,13 +88,18 @@ def load_model(
     try:
         loaded = load(weights, variant="small" if model == "small" else "large", source=source, backend=backend)
     except (ValueError, BackendError) as error:  # WeightsError is a ValueError
-        raise click.ClickException(_as_options(str(error))) from error
+        raise click.ClickException(as_options(str(error))) from error
     channels = len(loaded.preprocess.mean)
     if channels not in PIL_MODES:
         raise click.ClickException(f"{weights} is for input of {channels} channels, which image files don't have")
     return loaded.to(device, DTYPES[dtype]).eval()
 
 
-def _as_options(message: str) -> str:
+def as_options(message: str) -> str:
     """An error's advice on arguments as advice on options."""
-    return re.sub(r"\b(weights|source)=", r"--\1 ", message)
+    return re.sub(r"\b(weights|source)=(?P<value>[\"\w]?)", _as_option, message)
+
+
+def _as_option(match: re.Match[str]) -> str:
+    value = match["value"]
+    return f"--{match[1]} {value}" if value else f"--{match[1]}"
