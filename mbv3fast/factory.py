@@ -58,7 +58,8 @@ def _factory(variant: Variant, **named: Any) -> FusedMobileNetV3 | FusedFeatureE
     wanted = with_overrides(config, num_classes=num_classes).num_classes
     model = _filled(checkpoint, config, **named)
     if wanted != config.num_classes and isinstance(model, FusedMobileNetV3):
-        logger.info("weights are for %d classes, %d wanted: the last layer is fresh", config.num_classes, wanted)
+        if wanted:
+            logger.info("weights are for %d classes, %d wanted: the last layer is fresh", config.num_classes, wanted)
         model.reset_classifier(wanted)
     return model
 
