@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 import mbv3fast
-from tests.conftest import peer, randomise
+from tests.networks import randomise
+from tests.peers import peer
 
 ROUNDS, WARM_UP = 60, 10
 

@@ -58,9 +58,8 @@ class BlockConfig:
     squeeze_activation: Activation = "relu"
 
     def __post_init__(self) -> None:
-        for field in ("in_channels", "expanded", "out_channels"):
-            _count(f"blocks: {field}", getattr(self, field), 1)
-        _count("blocks: squeeze", self.squeeze, 0)
+        for field, least in {"in_channels": 1, "expanded": 1, "out_channels": 1, "squeeze": 0}.items():
+            object.__setattr__(self, field, _count(f"blocks: {field}", getattr(self, field), least))
         _check_choice("blocks: kernel", self.kernel, (3, 5))
         _check_choice("blocks: stride", self.stride, (1, 2))
         _check_choice("blocks: activation", self.activation, ACTIVATIONS)
@@ -96,16 +95,15 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         _check_choice("variant", self.variant, tuple(ROWS))
         _check_choice("activation", self.activation, ACTIVATIONS)
-        _count("stem", self.stem, 1)
-        _count("hidden", self.hidden, 1)
-        for width in self.last_convs:
-            _count("last_convs", width, 1)
         if not self.blocks or not self.last_convs:
             raise ValueError(
                 f"blocks, last_convs: got {len(self.blocks)} and {len(self.last_convs)}, needs some of each"
             )
         _check_choice("tf_same_padding", self.tf_same_padding, (False, True))
         for field, value in {
+            "stem": _count("stem", self.stem, 1),
+            "hidden": _count("hidden", self.hidden, 1),
+            "last_convs": tuple(_count("last_convs", width, 1) for width in self.last_convs),
             "num_classes": _count("num_classes", self.num_classes, 0),
             "in_chans": _count("in_chans", self.in_chans, 1),
             "bn_eps": _number("bn_eps", self.bn_eps, lambda eps: 0 < eps <= 1, "above 0, at most 1"),
@@ -121,7 +119,10 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NetworkConfig:
-        """Rebuild a config that `to_dict` wrote; TypeError where a field is missing, unknown or mistyped."""
+        """Rebuild a config that `to_dict` wrote.
+
+        Raises TypeError where a field is missing, unknown or mistyped, ValueError where its value is out of range.
+        """
         template = network("small").to_dict()
         _check_fields("config", data, template)
         for block in data["blocks"]:
@@ -182,8 +183,10 @@ def network(
     `width_rule` says whose rounding a width other than 1 follows: torchvision's scales every channel of
     the tables, timm's scales outputs and multiplies them by the expansion ratio, keeps the classifier's
     hidden width and, below 0.75, the stem. `minimal` is the paper's variant without squeeze-excite,
-    hardswish and 5x5 kernels.
+    hardswish and 5x5 kernels. Raises ValueError that names the argument that is none of these.
     """
+    _check_choice("variant", variant, tuple(ROWS))
+    _check_choice("width_rule", width_rule, ("torchvision", "timm"))
     width_mult = _number("width_mult", width_mult, lambda width: 0 < width <= 100, "above 0, at most 100")
     if se_divisor not in (1, 8):
         raise ValueError(f"se_divisor: got {se_divisor}, needs 1 (exactly C // 4) or 8 (rounded to multiples of 8)")

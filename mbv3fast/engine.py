@@ -8,17 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbv3fast import reference
 from mbv3fast.plan import INPUT, Plan
-
-TORCH_OPS: dict[str, Callable[..., Tensor]] = {
-    "stem_conv": reference.stem_conv_ref,
-    "pointwise_conv": reference.pointwise_conv_ref,
-    "depthwise_conv": reference.depthwise_conv_ref,
-    "squeeze_excite": reference.squeeze_excite_ref,
-    "global_mean": reference.global_mean_ref,
-    "linear": reference.linear_ref,
-}
+from mbv3fast.torch_ops import TORCH_OPS
 
 
 class Engine:

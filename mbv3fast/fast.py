@@ -11,18 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from mbv3fast.backend import Decision, decide, requested
 from mbv3fast.config import FeatureLevel, NetworkConfig
 from mbv3fast.engine import Engine
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features, fold_head, fold_pool
-from mbv3fast.freshness import ForkSafeLock, Snapshot, global_hooks, untrackable
-from mbv3fast.layers import autocast_enabled
+from mbv3fast.freshness import Snapshot, untrackable
 from mbv3fast.lower import lower_torch
-from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3, is_traced
+from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3
 from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.torch_state import (
+    ForkSafeLock,
+    autocast_enabled,
+    global_hooks,
+    is_replica,
+    is_traced,
+    transform_active,
+)
 
 logger = logging.getLogger("mbv3fast")
 _BUILDING = ForkSafeLock()
@@ -31,13 +37,20 @@ TRACED = "the input is traced, compiled or no plain tensor"
 
 
 @dataclass(frozen=True)
+class _Service:
+    """The engine of a model, and why it leaves the classifier to PyTorch, if it does."""
+
+    engine: Engine
+    head_refused: str = ""
+
+
+@dataclass(frozen=True)
 class _Built:
-    """An engine and the state of the model that it is right for; `note` says why there is none, or what it leaves."""
+    """What came of folding a model, a service or why there can be none, and the state of it that this is right for."""
 
     snapshot: Snapshot
     levels: tuple[FeatureLevel, ...]
-    engine: Engine | None
-    note: str
+    result: _Service | str
 
 
 class _Fused(Backbone):
@@ -52,12 +65,15 @@ class _Fused(Backbone):
         Raises what `model(x)` would for an `x` that is no input.
         """
         self.check_input(x)
-        engine, reason = self._resolve(x)
-        return Decision(engine is not None, reason)
+        found = self._resolve(x)
+        if isinstance(found, str):
+            return Decision(False, found)
+        head = f"; the classifier is left to PyTorch: {found.head_refused}" if found.head_refused else ""
+        return Decision(True, decide(x.device, x.dtype).reason + head)
 
     def plan(self) -> Plan:
         """The steps that the engine runs for this model in eval. Raises UnsupportedError where PyTorch must."""
-        return self._fuse()[0].plan
+        return self._fuse().engine.plan
 
     def repack(self) -> None:
         """Forget the folded weights, so that the next forward reads them anew.
@@ -80,8 +96,8 @@ class _Fused(Backbone):
         return {name: value for name, value in self.__dict__.items() if name != "_built"}
 
     @abstractmethod
-    def _fuse(self) -> tuple[Engine, str]:
-        """A new engine for the model as it is, and what it leaves to PyTorch. Raises UnsupportedError."""
+    def _fuse(self) -> _Service:
+        """A new engine for the model as it is. Raises UnsupportedError."""
 
     @abstractmethod
     def _customised(self) -> bool:
@@ -95,31 +111,29 @@ class _Fused(Backbone):
         """The feature maps that are put out, none where it is logits."""
         return ()
 
-    def _serving(self, x: Tensor) -> Engine | None:
-        """What serves `model(x)`, None where PyTorch must run the modules; the reason is logged once."""
-        engine, reason = self._resolve(x)
-        if engine is None:
-            if torch.is_grad_enabled():
-                self._built = None  # weights may move now, some without a trace; no lock, torch.compile traces this
-            if reason not in (TRAINING, TRACED):
-                _say_once(f"PyTorch runs this model's modules: {reason}")
-        return engine
+    def _serving(self, x: Tensor) -> _Service | None:
+        """What serves `model(x)`, None where PyTorch must run the modules; a reason is logged once."""
+        found = self._resolve(x)
+        if not isinstance(found, str):
+            if found.head_refused:
+                _say_once(f"PyTorch runs this model's classifier: {found.head_refused}")
+            return found
+        if torch.is_grad_enabled():
+            self._built = None  # weights may move now, some without a trace; no lock, torch.compile traces this
+        if found not in (TRAINING, TRACED):
+            _say_once(f"PyTorch runs this model's modules: {found}")
+        return None
 
-    def _resolve(self, x: Tensor) -> tuple[Engine | None, str]:
-        """The engine for `model(x)`, or None, and why."""
-        built = self._refusal(x) or self._current()
-        if isinstance(built, str):
-            return None, built
-        if built.engine is None:
-            return None, built.note
-        return built.engine, decide(x.device, x.dtype).reason + built.note
+    def _resolve(self, x: Tensor) -> _Service | str:
+        """What serves `model(x)`, or why PyTorch must run the modules."""
+        return self._refusal(x) or self._current()
 
     def _refusal(self, x: Tensor) -> str | None:
         """Why this call isn't the engine's, whatever it would be built from; None where it may be."""
         requested(self.backend)
         if self.training:
             return TRAINING
-        if getattr(self, "_is_replica", False):
+        if is_replica(self):
             return "a replica of nn.DataParallel lives for one call"
         if is_traced(x):
             return TRACED
@@ -129,7 +143,7 @@ class _Fused(Backbone):
             return "gradients are enabled: call the model under torch.inference_mode()"
         if autocast_enabled(x.device):
             return "autocast is enabled"
-        if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
+        if transform_active():
             return "a torch.func transform or forward-mode differentiation is active"
         if global_hooks():
             return "hooks for all modules are registered"
@@ -142,25 +156,26 @@ class _Fused(Backbone):
         holds = built is not None and built.levels == self._levels() and built.snapshot.holds()
         return built if holds else None
 
-    def _current(self) -> _Built | str:
-        """The engine for the model as it is now, or why there can be none."""
+    def _current(self) -> _Service | str:
+        """What serves the model as it is now, or why nothing can."""
         built = self._fresh()
         if built is None:
             with _BUILDING:
                 built = self._fresh()  # another thread may have built it meanwhile
-                if built is not None:
-                    return built
-                reason = untrackable(self)
-                if reason:
-                    return reason
-                levels = self._levels()
-                snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
-                try:
-                    built = _Built(snapshot, levels, *self._fuse())
-                except UnsupportedError as unsupported:
-                    built = _Built(snapshot, levels, None, str(unsupported))
-                self._built = built
-        return built
+                if built is None:
+                    reason = untrackable(self)
+                    if reason:
+                        return reason
+                    built = self._built = self._build()
+        return built.result
+
+    def _build(self) -> _Built:
+        levels = self._levels()
+        snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
+        try:
+            return _Built(snapshot, levels, self._fuse())
+        except UnsupportedError as unsupported:
+            return _Built(snapshot, levels, str(unsupported))
 
 
 class FusedMobileNetV3(_Fused, MobileNetV3):
@@ -168,11 +183,11 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        engine = self._serving(x)
-        if engine is None:
+        service = self._serving(x)
+        if service is None:
             return self.reference_forward(x)
-        (out,) = engine(x)
-        return out if out.dim() == 2 else self.forward_head(out)  # a feature map where the head is left to PyTorch
+        (out,) = service.engine(x)
+        return self.forward_head(out) if service.head_refused else out
 
     def forward_features(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -185,7 +200,7 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
     def _parts(self) -> tuple[nn.Module, ...]:
         return (self.features, self.avgpool, self.classifier)
 
-    def _fuse(self) -> tuple[Engine, str]:
+    def _fuse(self) -> _Service:
         layers = fold_features(self.features)
         dtype = common_dtype(self.features)
         try:
@@ -194,10 +209,8 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
             if common_dtype(self.classifier) != dtype:
                 raise UnsupportedError(f"classifier is {common_dtype(self.classifier)}, features {dtype}")
         except UnsupportedError as unsupported:
-            _say_once(f"PyTorch runs this model's classifier: {unsupported}")
-            note = f"; the classifier is left to PyTorch: {unsupported}"
-            return Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), note
-        return Engine(lower_torch(FoldedNetwork(layers, head), dtype)), ""
+            return _Service(Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), str(unsupported))
+        return _Service(Engine(lower_torch(FoldedNetwork(layers, head), dtype)))
 
 
 class FusedFeatureExtractor(_Fused, FeatureExtractor):
@@ -205,8 +218,8 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self.check_input(x)
-        engine = self._serving(x)
-        return self.reference_forward(x) if engine is None else list(engine(x))
+        service = self._serving(x)
+        return self.reference_forward(x) if service is None else list(service.engine(x))
 
     def _customised(self) -> bool:
         return _overrides(self, FusedFeatureExtractor, ("reference_forward",))
@@ -214,10 +227,10 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
     def _levels(self) -> tuple[FeatureLevel, ...]:
         return tuple(self.levels)
 
-    def _fuse(self) -> tuple[Engine, str]:
+    def _fuse(self) -> _Service:
         layers = fold_features(self.features)
         taps = sorted({level.index for level in self.levels if level.index < len(layers)})
-        return Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps)), ""
+        return _Service(Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps)))
 
 
 def build(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mbv3fast.layers import Conv2dSame, ConvBNAct, InvertedResidual, Padding, SqueezeExcite
 from mbv3fast.tables import Activation
+from mbv3fast.torch_state import has_hooks
 
 
 class UnsupportedError(Exception):
@@ -205,7 +206,7 @@ def _exactly(module: nn.Module, name: str, *kinds: type[nn.Module]) -> None:
 
 
 def _no_hooks(module: nn.Module, name: str) -> None:
-    if module._forward_hooks or module._forward_pre_hooks:  # backward hooks are idle without gradients
+    if has_hooks(module):
         raise UnsupportedError(f"{name} has hooks")
     if "forward" in module.__dict__:
         raise UnsupportedError(f"{name}.forward was replaced")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
+import functools
 import weakref
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -11,46 +10,37 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from mbv3fast.torch_state import ForkSafeLock
 
 # Attributes that folding reads, beside parameters, buffers and submodules.
 _WATCHED = frozenset(
-    (
-        *("training", "stride", "padding", "dilation", "groups", "padding_mode", "eps", "output_size"),
-        *("has_expand", "has_squeeze_excite", "has_residual"),
-    )
+    {
+        "training",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+        "eps",
+        "output_size",
+        "has_expand",
+        "has_squeeze_excite",
+        "has_residual",
+    }
 )
-
-
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class ForkSafeLock:
-    """A lock that a forked child finds free, whichever thread of its parent held it: that thread isn't there."""
-
-    def __init__(self) -> None:
-        self._renew()
-        if hasattr(os, "register_at_fork"):  # not on Windows
-            os.register_at_fork(after_in_child=self._renew)
-
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 class _ModuleRecord(NamedTuple):
-    """A module, its class and its containers as they are, each beside what it held."""
+    """A module, its class, its attributes and its containers as they are, each beside what it held."""
 
     module: nn.Module
     kind: type[nn.Module]
     state: dict[str, Any]
     size: int  # a new attribute may be a replaced forward
+    forward: Any
     read_watched: Callable[[dict[str, Any]], Any]
     watched: Any
     children: dict[str, Any]
@@ -59,6 +49,26 @@ class _ModuleRecord(NamedTuple):
     held_hooks: dict[int, Any]
     pre_hooks: dict[int, Any]
     held_pre_hooks: dict[int, Any]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _ModuleRecord:
+        state = module.__dict__
+        read = itemgetter(*sorted(_WATCHED & set(state)))
+        return cls(
+            module=module,
+            kind=type(module),
+            state=state,
+            size=len(state),
+            forward=state.get("forward"),
+            read_watched=read,
+            watched=read(state),
+            children=module._modules,
+            held_children=tuple(module._modules.items()),
+            hooks=module._forward_hooks,
+            held_hooks=dict(module._forward_hooks),
+            pre_hooks=module._forward_pre_hooks,
+            held_pre_hooks=dict(module._forward_pre_hooks),
+        )
 
 
 class _Slot(NamedTuple):
@@ -79,10 +89,11 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, within: tuple[nn.Module, ...]) -> None:
         """Record `within`, submodules of `model`, and which modules `model` itself holds."""
+        _watch_optimizers()
         self._children = (model._modules, tuple(model._modules.items()))
         self._stepped = False
         modules = list(dict.fromkeys(m for root in within for m in root.modules()))
-        self._modules = [_record_module(module) for module in modules]
+        self._modules = [_ModuleRecord.of(module) for module in modules]
         self._slots = [
             _Slot(slots, name, tensor)
             for module in modules
@@ -115,10 +126,12 @@ class Snapshot:
         for tensor, pointer, version in self._tensors:
             if tensor.data_ptr() != pointer or tensor._version != version:
                 return False
-        for module, kind, state, size, read, watched, children, held, hooks, held_hooks, pre, held_pre in self._modules:
+        # Unpacked at once, since this runs at every forward: fields by name cost half as much again.
+        records = self._modules
+        for module, kind, state, size, forward, read, watched, sub, held, hooks, held_hooks, pre, held_pre in records:
             if type(module) is not kind or len(state) != size or read(state) != watched:
                 return False
-            if (children and tuple(children.items()) != held) or "forward" in state:
+            if (sub and tuple(sub.items()) != held) or state.get("forward") is not forward:
                 return False
             if hooks != held_hooks or pre != held_pre:
                 return False
@@ -151,18 +164,10 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
                 snapshot.optimizer_stepped()
 
 
-register_optimizer_step_post_hook(_after_step)
-
-
-def _record_module(module: nn.Module) -> _ModuleRecord:
-    state = module.__dict__
-    read = itemgetter(*sorted(_WATCHED & set(state)))
-    hooks, pre_hooks = module._forward_hooks, module._forward_pre_hooks
-    return _ModuleRecord(
-        *(module, type(module), state, len(state), read, read(state)),
-        *(module._modules, tuple(module._modules.items())),
-        *(hooks, dict(hooks), pre_hooks, dict(pre_hooks)),
-    )
+@functools.cache
+def _watch_optimizers() -> None:
+    """Once, and not before it is needed: the hook is called by every optimizer of the process."""
+    register_optimizer_step_post_hook(_after_step)
 
 
 def untrackable(model: nn.Module) -> str | None:
@@ -173,8 +178,3 @@ def untrackable(model: nn.Module) -> str | None:
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
             return f"{name} is a {type(tensor).__name__} on {tensor.device}"
     return None
-
-
-def global_hooks() -> bool:
-    """Whether hooks for all modules of the process are registered."""
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)

@@ -161,8 +161,3 @@ def first_conv(features: nn.Module) -> nn.Conv2d | None:
     """The convolution that sees the input, None where something else does."""
     leaf = next((module for module in features.modules() if not module._modules), None)
     return leaf if isinstance(leaf, nn.Conv2d) else None
-
-
-def autocast_enabled(device: torch.device) -> bool:
-    """Whether autocast is on for tensors of `device`, of whatever kind."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -69,8 +69,7 @@ def _conv(conv: FoldedConv, source: str, dtype: torch.dtype, residual: str | Non
 def _squeeze_excite(part: FoldedSqueezeExcite, source: str, dtype: torch.dtype) -> Step:
     names = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
     tensors = {name: getattr(part, name).to(dtype).contiguous() for name in names}
-    # Its input is the depthwise's output, which nothing else reads.
-    return Step("squeeze_excite", part.name, (source,), tensors, {"activation": part.activation, "inplace": True})
+    return Step("squeeze_excite", part.name, (source,), tensors, {"activation": part.activation})
 
 
 def _linear(linear: FoldedLinear, source: str, dtype: torch.dtype) -> Step:

@@ -8,19 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 
+from mbv3fast.checks import check_input, refuse_misfit
 from mbv3fast.config import FeatureLevel, NetworkConfig, feature_levels, with_overrides
-from mbv3fast.description import Description, describe, read_description
-from mbv3fast.layers import ConvBNAct, InvertedResidual, activation_module, autocast_enabled, first_conv, initialise
+from mbv3fast.description import Description, describe
+from mbv3fast.layers import ConvBNAct, InvertedResidual, activation_module, initialise
 from mbv3fast.preprocess import Preprocess
-
-MIN_SIZE = 32
-_WIDTHS_DIFFER = (
-    "; the squeeze-excite widths differ: se_divisor=1 is the seed's (C // 4), 8 torchvision's and timm's; "
-    "build with the other, or with weights=, which follows the checkpoint"
-)
 
 
 class Backbone(nn.Module):
@@ -55,7 +49,7 @@ class Backbone(nn.Module):
         Raises RuntimeError with the first offending key and what to do.
         """
         if strict:
-            _refuse_misfit(self, state_dict, assign)
+            refuse_misfit(self, self.config, state_dict, assign)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def description(self) -> Description:
@@ -64,28 +58,7 @@ class Backbone(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32], TypeError where it is no tensor."""
-        if not isinstance(x, (Tensor, torch.fx.Proxy)):
-            raise TypeError(f"x: got {type(x).__name__}, needs a tensor [N, C, H, W]")
-        if is_traced(x):
-            return  # its sizes may be symbols
-        if x.dim() != 4:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, needs 4 dimensions [N, C, H, W]")
-        batch, channels, height, width = x.shape
-        stem = first_conv(self.features)
-        wanted = channels if stem is None else stem.in_channels
-        if channels != wanted:
-            hint = "; the layout is NCHW" if x.shape[3] == wanted else ""
-            raise ValueError(f"x: got {channels} channels in shape {tuple(x.shape)}, needs {wanted}{hint}")
-        if batch < 1:
-            raise ValueError(f"x: got an empty batch {tuple(x.shape)}, needs N >= 1")
-        if min(height, width) < MIN_SIZE:
-            raise ValueError(f"x: got height {height}, width {width}, needs at least {MIN_SIZE} of each")
-        if stem is not None and stem.weight.device != x.device:
-            raise ValueError(f"x: is on {x.device}, the model on {stem.weight.device}; move one of them")
-        if stem is not None and stem.weight.dtype != x.dtype and not autocast_enabled(x.device):
-            raise ValueError(
-                f"x: got dtype {x.dtype}, the model's weights are {stem.weight.dtype}; convert one of them"
-            )
+        check_input(x, self.features)
 
 
 class MobileNetV3(Backbone):
@@ -121,9 +94,8 @@ class MobileNetV3(Backbone):
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the last layer as it is now; 0 where there is none."""
-        last = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else None
-        return getattr(last, "out_features", 0)
+        """Outputs of the last layer as it is now; 0 where that is no linear layer."""
+        return getattr(self.get_classifier(), "out_features", 0)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[N, in_chans, H, W] to the last feature map [N, num_features, ceil(H / 32), ceil(W / 32)]."""
@@ -144,7 +116,7 @@ class MobileNetV3(Backbone):
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
-        return self.classifier[-1]
+        return self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last layer by a fresh one of `num_classes` outputs; 0 leaves the embedding.
@@ -220,11 +192,6 @@ class FeatureExtractor(Backbone):
         return outputs
 
 
-def is_traced(x: object) -> bool:
-    """Whether `x` stands for other tensors (compile, export, jit and fx tracing) or is of a subclass of Tensor."""
-    return type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-
-
 def _classifier_layer(hidden: int, num_classes: int) -> nn.Module:
     return nn.Linear(hidden, num_classes) if num_classes else nn.Identity()
 
@@ -233,44 +200,3 @@ def _describe_state_dict(module: nn.Module, _state_dict: Any, _prefix: str, meta
     """Let the state dict carry, beside PyTorch's version numbers, what its tensors can't say."""
     assert isinstance(module, Backbone)
     describe(metadata, module.description())
-
-
-def _filled_in(key: str, state_dict: Mapping[str, Any]) -> bool:
-    """Whether PyTorch supplies this missing key: counters of batch norms saved before version 2, or as a plain dict."""
-    module, _, name = key.rpartition(".")
-    version = (getattr(state_dict, "_metadata", None) or {}).get(module, {}).get("version")
-    return name == "num_batches_tracked" and (version is None or version < 2)
-
-
-def _refuse_misfit(model: Backbone, state_dict: Mapping[str, Any], assign: bool) -> None:
-    if any(module._load_state_dict_pre_hooks for module in model.modules()):
-        return  # they may rewrite the state dict: only PyTorch's own check, after them, knows
-    own = model.state_dict()
-    for key, tensor in own.items():
-        if key not in state_dict and _filled_in(key, state_dict):
-            continue
-        if key not in state_dict:
-            raise RuntimeError(f"load_state_dict: {key} is missing; other projects' names load through `weights=`")
-        given = state_dict[key]
-        if not isinstance(given, Tensor):
-            raise RuntimeError(f"load_state_dict: {key} is a {type(given).__name__}, needs a tensor")
-        if given.is_meta and not tensor.is_meta:
-            raise RuntimeError(f"load_state_dict: {key} is on meta, it has no data")
-        if tensor.is_meta and not given.is_meta and not assign:
-            raise RuntimeError(f"load_state_dict: the model's {key} is on meta; use assign=True")
-        got, needed = tuple(given.shape), tuple(tensor.shape)
-        if got != needed:
-            advice = _WIDTHS_DIFFER if ".fc1." in key or ".fc2." in key else ""
-            raise RuntimeError(f"load_state_dict: {key} has shape {got}, the model needs {needed}{advice}")
-    for key in state_dict:
-        if key not in own:
-            raise RuntimeError(f"load_state_dict: {key} is not a key of this model")
-    described = read_description(state_dict)
-    for field in ("bn_eps", "tf_same_padding", "activation"):
-        ours = getattr(model.config, field)
-        theirs = getattr(described.config, field) if described else ours
-        if ours != theirs:
-            raise RuntimeError(
-                f"load_state_dict: these weights belong to {field}={theirs}, the model has {ours}; "
-                "build it with weights=, which follows the checkpoint"
-            )

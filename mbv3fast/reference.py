@@ -1,7 +1,7 @@
-"""One reference per fused op, in plain PyTorch: the definition of right, and the fallback everywhere.
+"""One reference per fused op, in plain PyTorch: the definition of right.
 
-Tensors are [N, C, H, W], fastest in channels_last memory; weights carry the batch norm already
-(`mbv3fast.fold`). Each function leaves its inputs as they are, unless told `inplace`, and returns the input's dtype.
+Tensors are [N, C, H, W]; weights carry the batch norm already (`mbv3fast.fold`). Each function leaves its inputs as
+they are and returns the input's dtype.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from torch import Tensor
 
 from mbv3fast.layers import Padding, same_padding
 from mbv3fast.tables import Activation
-
-# Up to here a matrix product beats oneDNN's convolution, which repacks its weights at every call: 1.4x to 1.5x over
-# the 1x1 convolutions of either network at batch 1. Above, by batch 8 at 56x56, it loses as much.
-_MATMUL_ROWS = 1 << 14
 
 
 def activate(x: Tensor, activation: Activation | None, *, inplace: bool = False) -> Tensor:
@@ -51,7 +47,7 @@ def pointwise_conv_ref(
     activation: Activation | None = None,
 ) -> Tensor:
     """1x1 convolution + bias + activation (+ residual [N, C', H, W]): x [N, C, H, W], weight [C', C, 1, 1]."""
-    out = activate(_pointwise(x, weight, bias), activation, inplace=True)
+    out = activate(F.conv2d(x, weight, bias), activation, inplace=True)
     return out if residual is None else out.add_(residual)
 
 
@@ -77,16 +73,10 @@ def squeeze_excite_ref(
     fc2_bias: Tensor,
     *,
     activation: Activation = "relu",
-    inplace: bool = False,
 ) -> Tensor:
-    """x * hardsigmoid(fc2(activation(fc1(mean of x over H, W)))): fc1_weight [S, C], fc2_weight [C, S].
-
-    inplace: overwrite x, which saves the allocator a map and a page fault for each 4 KB of a large tensor.
-    """
-    hidden = activate(F.linear(global_mean_ref(x), fc1_weight, fc1_bias), activation, inplace=True)
-    scale = F.hardsigmoid(F.linear(hidden, fc2_weight, fc2_bias))
-    scale = scale[:, :, None, None]
-    return x.mul_(scale) if inplace else x * scale
+    """x * hardsigmoid(fc2(activation(fc1(mean of x over H, W)))): fc1_weight [S, C], fc2_weight [C, S]."""
+    hidden = activate(F.linear(global_mean_ref(x), fc1_weight, fc1_bias), activation)
+    return x * F.hardsigmoid(F.linear(hidden, fc2_weight, fc2_bias))[:, :, None, None]
 
 
 def global_mean_ref(x: Tensor) -> Tensor:
@@ -99,15 +89,6 @@ def linear_ref(
 ) -> Tensor:
     """Linear layer + activation: x [N, C], weight [C', C], bias [C']."""
     return activate(F.linear(x, weight, bias), activation, inplace=True)
-
-
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """1x1 convolution, where it pays as a matrix product over pixels."""
-    batch, _, height, width = x.shape
-    if batch * height * width > _MATMUL_ROWS or not x.is_contiguous(memory_format=torch.channels_last):
-        return F.conv2d(x, weight, bias)
-    pixels = x.permute(0, 2, 3, 1).flatten(0, 2)
-    return F.linear(pixels, weight.flatten(1), bias).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _conv(

@@ -17,10 +17,30 @@ import mbv3fast
 from mbv3fast import Preprocess
 from mbv3fast.assets import DIGITS_SAMPLE
 from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3
-from tests.conftest import randomise
 
 TILE = 8
 PHOTOGRAPH_SIZE = 128
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every batch norm random statistics and affine weights, every bias a random value; eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return torch.rand(like.shape, generator=generator) * (high - low) + low
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.copy_(uniform(module.running_mean, -0.3, 0.3))
+                module.running_var.copy_(uniform(module.running_var, 0.5, 1.5))
+                module.weight.copy_(uniform(module.weight, 0.7, 1.3))
+                module.bias.copy_(uniform(module.bias, -0.3, 0.3))
+            elif isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                module.bias.copy_(uniform(module.bias, -0.5, 0.5))
+    return model.eval()
 
 
 @functools.cache

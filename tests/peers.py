@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,30 @@ from torch import Tensor, nn
 
 import mbv3fast
 from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3
-from tests.conftest import peer, randomise
-from tests.networks import calibrate
+from tests.networks import calibrate, randomise
 from tests.seed_model import SeedMobileNetV3
+
+
+@functools.cache
+def _without_torchvision_ops() -> torch.library.Library:
+    """Declare the two ops that torchvision's Python code expects of its compiled half.
+
+    The published torchvision wheel beside a CPU-only torch has no compiled half; its models don't need it.
+    """
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+@functools.cache
+def peer(name: str) -> ModuleType:
+    """torchvision or timm, imported."""
+    try:
+        return importlib.import_module(name)
+    except RuntimeError:
+        _without_torchvision_ops()
+        return importlib.import_module(name)
 
 
 @dataclass(frozen=True)

@@ -31,5 +31,5 @@ def same(state: State) -> State:
     return state
 
 
-def said(name: str) -> State:
+def source_of(name: str) -> dict[str, str]:
     return {"source": PEERS[name].source}

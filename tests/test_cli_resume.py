@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import classify
+from tests.cli import classify, read_csv
 
 # Each batch is slowed down, so that a signal surely lands between the first and the last.
 SLOW = (
@@ -63,8 +64,10 @@ def test_killed_run_resumes_to_an_equal_file(weights: Path, photos: Path, tmp_pa
     assert not out.exists()
     done = partial.read_bytes().count(b"\n") - 1
     assert 3 <= done < 12
-    with partial.open("ab") as file:
-        file.write(b'{"batch": ')  # as if the kill had cut a line
+    finished = partial.read_bytes().splitlines(keepends=True)[: done + 1]
+    label = json.loads(finished[1])["rows"][0]["predictions"][0]["label"]
+    finished[1] = finished[1].replace(json.dumps(label).encode(), b'"from the journal"', 1)
+    partial.write_bytes(b"".join(finished) + b'{"batch": ')  # as if the kill had cut a line
     command = [sys.executable, "-m", "mbv3fast", *arguments]  # processes alike: threads decide the last bits
     refused = subprocess.run([*command, out], capture_output=True, text=True)
     assert refused.returncode == 1
@@ -72,7 +75,9 @@ def test_killed_run_resumes_to_an_equal_file(weights: Path, photos: Path, tmp_pa
     subprocess.run([*command, out, "--resume"], check=True)
     assert not partial.exists()
     subprocess.run([*command, tmp_path / "once.csv"], check=True)
-    assert out.read_bytes() == (tmp_path / "once.csv").read_bytes()
+    resumed, whole = read_csv(out), read_csv(tmp_path / "once.csv")
+    assert resumed[0]["label"] == "from the journal", "what was done was done again"
+    assert [{**resumed[0], "label": label}, *resumed[1:]] == whole
 
 
 def test_resume_refuses_another_job(weights: Path, photos: Path, tmp_path: Path) -> None:
@@ -84,7 +89,9 @@ def test_resume_refuses_another_job(weights: Path, photos: Path, tmp_path: Path)
     assert not out.exists()
 
 
-@pytest.mark.parametrize("content", ['{"important": "data"}\n', "[1]\n", '{"job": "x"}\n', "[" * 100_000 + "\n"])
+@pytest.mark.parametrize(
+    "content", ['{"important": "data"}\n', "[1]\n", '{"job": "x"}\n', "[" * 100_000 + "\n", "notes", "my\nnotes"]
+)
 def test_resume_leaves_a_file_that_is_no_journal(content: str, weights: Path, photos: Path, tmp_path: Path) -> None:
     partial = tmp_path / "o.csv.partial"
     partial.write_text(content)
@@ -100,3 +107,13 @@ def test_two_runs_never_share_a_journal(weights: Path, photos: Path, tmp_path: P
         result = classify(weights, photos, "--out", tmp_path / "o.csv", "--resume")
     assert result.exit_code == 1
     assert "another run is writing it" in result.output
+
+
+@pytest.mark.parametrize("head", ["", '{"jo', '{"job": {"images": "12'])
+def test_resume_begins_anew_where_the_first_line_was_cut(
+    head: str, weights: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "o.csv.partial").write_text(head)
+    result = classify(weights, photos / "china.jpg", "--out", tmp_path / "o.csv", "--resume")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "o.csv").exists()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -199,3 +200,16 @@ def test_sources_differ_in_what_no_state_dict_says() -> None:
         "timm": (8, 1e-5, False, "timm"),
         "timm-tf": (8, 1e-3, True, "timm"),
     }
+
+
+def test_numpys_integers_survive_json_too() -> None:
+    config = network("small")
+    blocks = tuple(replace(block, expanded=np.int32(block.expanded)) for block in config.blocks)
+    config = replace(config, hidden=np.int64(1024), last_convs=(np.int64(576),), blocks=blocks)
+    assert NetworkConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == network("small")
+
+
+@pytest.mark.parametrize(("argument", "value"), [("variant", "medium"), ("width_rule", "keras")])
+def test_unknown_names_are_refused(argument: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument}: got '{value}', needs one of"):
+        network(**{"variant": "small", argument: value})  # type: ignore[arg-type]

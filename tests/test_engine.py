@@ -20,8 +20,15 @@ from mbv3fast.config import NetworkConfig, network
 from mbv3fast.engine import Engine
 from mbv3fast.fast import FusedMobileNetV3, build
 from mbv3fast.plan import INPUT
-from tests.conftest import randomise
-from tests.networks import calibrate, calibrated_features, calibrated_large, digit_tiles, photographs, trained_small
+from tests.networks import (
+    calibrate,
+    calibrated_features,
+    calibrated_large,
+    digit_tiles,
+    photographs,
+    randomise,
+    trained_small,
+)
 from tests.numerics import Network, assert_agrees, by_engine, by_module, exact
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 import mbv3fast
 from mbv3fast import fast, freshness
 from mbv3fast.fast import FusedMobileNetV3
+from mbv3fast.torch_state import ForkSafeLock
 from tests.freshness import TOLERANCE, difference
 from tests.networks import digit_tiles, trained_small
 
@@ -161,7 +162,7 @@ def test_an_unknown_classifier_is_left_to_pytorch_alone(spoken: Callable[[], lis
 
 
 def test_an_error_of_pytorchs_is_not_papered_over() -> None:
-    """A float32 layer on a float16 network: PyTorch refuses, in training and out of it."""
+    """A float32 layer on a float16 network: PyTorch refuses, by module and with its backbone fused."""
     subject = model().half()
     subject.classifier[3] = nn.Linear(1024, 10)
     with torch.inference_mode():
@@ -221,7 +222,7 @@ def test_a_model_on_meta_says_so() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("lock", [fast._BUILDING, freshness._WATCHING])
-def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: freshness.ForkSafeLock) -> None:
+def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: ForkSafeLock) -> None:
     """As where a DataLoader forks while another thread builds an engine."""
     subject, x = model(), images()
     held, done = threading.Event(), threading.Event()

@@ -16,8 +16,7 @@ from mbv3fast.config import network
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.fold import FoldedBlock, FoldedConv, UnsupportedError, fold_features, fold_head, fold_pool
 from mbv3fast.layers import Conv2dSame, ConvBNAct
-from tests.conftest import randomise
-from tests.networks import calibrated_large, trained_small
+from tests.networks import calibrated_large, randomise, trained_small
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 

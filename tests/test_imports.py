@@ -17,8 +17,10 @@ ROOT = Path(mbv3fast.__file__).parent
 FLOORS = (
     ("tables", "assets", "atomic", "_version"),
     ("config",),
-    ("layers", "preprocess"),
+    ("layers", "preprocess", "torch_state"),
     ("reference", "description"),
+    ("torch_ops",),
+    ("checks",),
     ("model",),
     ("weights",),
     ("fold", "freshness", "plan"),

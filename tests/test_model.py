@@ -204,3 +204,11 @@ def test_a_replaced_last_layer_is_described() -> None:
     model.classifier[3] = nn.Linear(1024, 3)
     assert model(images()).shape == (2, 3)
     assert (model.num_classes, model.description().config.num_classes) == (3, 3)
+
+
+def test_a_whole_new_classifier_counts_its_classes() -> None:
+    model = mbv3fast.small()
+    model.classifier = nn.Linear(576, 7)
+    assert model.num_classes == 7
+    assert model.get_classifier() is model.classifier
+    assert model.description().config.num_classes == 7

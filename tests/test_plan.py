@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import mbv3fast
-from mbv3fast.engine import TORCH_OPS
 from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features
 from mbv3fast.lower import lower_torch
 from mbv3fast.plan import INPUT, Plan, Step
 from mbv3fast.tables import ROWS, STEM, Variant
+from mbv3fast.torch_ops import TORCH_OPS
 from tests.networks import calibrated_features, calibrated_large, trained_small
 
 VARIANTS: tuple[Variant, ...] = ("large", "small")

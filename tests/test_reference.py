@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mbv3fast import reference
+from mbv3fast import reference, torch_ops
 from mbv3fast.layers import Padding
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
@@ -106,19 +106,22 @@ def test_depthwise_conv(
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (3, 5462)])  # the last is too many pixels for a matrix product
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pointwise_conv(activation: Any, residual: bool, size: tuple[int, int], layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("op", [reference.pointwise_conv_ref, torch_ops.pointwise_conv])
+def test_pointwise_conv(
+    op: Callable[..., Tensor], activation: Any, residual: bool, size: tuple[int, int], layout: torch.memory_format
+) -> None:
     x, weight, bias = randn(3, 7, *size), randn(9, 7, 1, 1, seed=1), randn(9, seed=2)
     added = randn(3, 9, *size, seed=3) if residual else None
     expected = activated(torch.einsum("nchw,oc->nohw", x, weight[:, :, 0, 0]) + bias[:, None, None], activation)
     x = x.contiguous(memory_format=layout)
-    got = reference.pointwise_conv_ref(x, added, weight=weight, bias=bias, activation=activation)
+    got = op(x, added, weight=weight, bias=bias, activation=activation)
     torch.testing.assert_close(got, expected if added is None else expected + added, **EXACT)
     assert got.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("activation", ["relu", "hardswish"])
-@pytest.mark.parametrize("inplace", [False, True])
-def test_squeeze_excite(activation: Any, inplace: bool) -> None:
+@pytest.mark.parametrize(("op", "inplace"), [(reference.squeeze_excite_ref, False), (torch_ops.squeeze_excite_, True)])
+def test_squeeze_excite(op: Callable[..., Tensor], activation: Any, inplace: bool) -> None:
     x = 3 * randn(3, 8, 5, 4) + 1
     matrices = (randn(4, 8, seed=1), randn(4, seed=2), randn(8, 4, seed=3), randn(8, seed=4))
     fc1, bias1, fc2, bias2 = matrices
@@ -126,7 +129,7 @@ def test_squeeze_excite(activation: Any, inplace: bool) -> None:
     hidden = activated(mean @ fc1.T + bias1, activation)
     expected = x * hardsigmoid(hidden @ fc2.T + bias2)[:, :, None, None]
     given_x = x.clone()
-    got = reference.squeeze_excite_ref(given_x, *matrices, activation=activation, inplace=inplace)
+    got = op(given_x, *matrices, activation=activation)
     torch.testing.assert_close(got, expected, **EXACT)
     assert (got.data_ptr() == given_x.data_ptr()) is inplace
     assert torch.equal(given_x, got if inplace else x)
@@ -157,7 +160,10 @@ def test_activate(activation: Any, inplace: bool) -> None:
 
 CALLS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
     "stem_conv": lambda x, d: reference.stem_conv_ref(x, randn(4, 6, 3, 3).to(d), randn(4).to(d), padding="same"),
-    "pointwise_conv": lambda x, d: reference.pointwise_conv_ref(
+    "pointwise_conv_ref": lambda x, d: reference.pointwise_conv_ref(
+        x, x, weight=randn(6, 6, 1, 1).to(d), bias=randn(6).to(d), activation="relu"
+    ),
+    "pointwise_conv": lambda x, d: torch_ops.pointwise_conv(
         x, x, weight=randn(6, 6, 1, 1).to(d), bias=randn(6).to(d), activation="relu"
     ),
     "depthwise_conv": lambda x, d: reference.depthwise_conv_ref(

@@ -14,7 +14,7 @@ from torch import nn
 import mbv3fast
 from mbv3fast import WeightsError
 from tests.peers import PEERS, ours, trained_state
-from tests.states import LARGE, RW, SMALL, TF, TIMM, TIMM_SMALL, Edit, State, alone, having, lacking, said, same
+from tests.states import LARGE, RW, SMALL, TF, TIMM, TIMM_SMALL, Edit, State, alone, having, lacking, same, source_of
 
 
 def refused(message: str, variant: str = "large", **arguments: Any) -> None:
@@ -75,9 +75,9 @@ MISSING = [
 
 @pytest.mark.parametrize(("name", "edit", "key"), MISSING, ids=lambda value: value if isinstance(value, str) else "")
 def test_the_first_missing_key_is_named(name: str, edit: Edit, key: str) -> None:
-    peer = PEERS[name]
-    refused(f"^weights: {re.escape(key)} is missing", peer.variant, weights=edit(trained_state(name)))
-    refused(f"^weights: {re.escape(key)} is missing", peer.variant, weights=edit(trained_state(name)), **said(name))
+    state = edit(trained_state(name))
+    for source in ({}, source_of(name)):
+        refused(f"^weights: {re.escape(key)} is missing", PEERS[name].variant, weights=state, **source)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_the_first_missing_key_is_named(name: str, edit: Edit, key: str) -> None
     ],
 )
 def test_what_does_not_fit_is_named(name: str, edit: Edit, message: str) -> None:
-    refused(message, weights=edit(trained_state(name)), **said(name))
+    refused(message, weights=edit(trained_state(name)), **source_of(name))
 
 
 def test_an_absurd_stage_is_refused_at_once() -> None:
@@ -163,7 +163,7 @@ def test_a_mix_of_widths_is_refused(name: str, edit: Edit) -> None:
         "a mix is refused, and so is torchvision's reduced",
         PEERS[name].variant,
         weights=edit(trained_state(name)),
-        **said(name),
+        **source_of(name),
     )
 
 

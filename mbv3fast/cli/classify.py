@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mbv3fast.assets import imagenet_labels
-from mbv3fast.cli.images import Batch, batches, find_images
+from mbv3fast.cli.images import Batch, batches, find_images, finish, report
 from mbv3fast.cli.journal import Journal
-from mbv3fast.cli.options import load_model, model_options, parse_device, usable_cores
-from mbv3fast.cli.tables import Row, write_atomically, writer_for
+from mbv3fast.cli.options import load_model, model_options, usable_cores
+from mbv3fast.cli.tables import write_atomically, writer_for
 from mbv3fast.fast import FusedMobileNetV3
-
-UNREADABLE = 3  # exit code
 
 
 @click.command(short_help="Say what is on images.")
@@ -49,16 +45,14 @@ def classify(
     elif resume:
         raise click.UsageError("--resume needs --out")
     files = find_images(paths)
-    network = load_model(**{**model, "device": parse_device(model["device"])})
+    network = load_model(**model)
     if not network.num_classes:
         raise click.ClickException(f"{model['weights']} has no classifier (num_classes=0); use `mbv3fast embed`")
     if out is None:
         failures = _to_screen(network, files, top, batch_size, workers)
     else:
         failures = _to_file(network, files, top, batch_size, workers, out, resume)
-    if failures:
-        click.echo(f"{failures} of {len(files)} images could not be read", err=True)
-        sys.exit(UNREADABLE)
+    finish(failures, len(files))
 
 
 def predictions(model: FusedMobileNetV3, pixels: Tensor, top: int) -> list[list[dict[str, Any]]]:
@@ -99,7 +93,8 @@ def _to_screen(model: FusedMobileNetV3, files: list[str], top: int, batch_size: 
             click.echo(click.format_filename(row["path"]))
             for p in row["predictions"]:
                 click.echo(f"  {p['probability']:7.2%}  {p['label']}")
-        failures += _report(record)
+        report(batch.failures)
+        failures += len(batch.failures)
     return failures
 
 
@@ -123,27 +118,15 @@ def _to_file(
         with tqdm(total=len(files), initial=done, unit="image", disable=None) as bar:
             for batch in batches(files, model.transforms(), batch_size, workers, skip=journal.done):
                 journal.add(_record(model, batch, top))
+                report(batch.failures)
                 bar.update(len(batch.paths) + len(batch.failures))
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, click.ClickException):
         click.echo(f"stopped; {journal.path} holds what is done: go on with the same command and --resume", err=True)
         raise
-    failures = 0
-
-    def rows() -> Iterator[Row]:
-        nonlocal failures
-        for record in journal.records():
-            failures += _report(record)
-            yield from record["rows"]
-
-    write_atomically(out, rows())
+    write_atomically(out, (row for record in journal.records() for row in record["rows"]))
+    failures = sum(len(record["failures"]) for record in journal.records())
     journal.remove()
     return failures
-
-
-def _report(record: dict[str, Any]) -> int:
-    for path, reason in record["failures"]:
-        click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
-    return len(record["failures"])
 
 
 def fingerprint(model: FusedMobileNetV3) -> str:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mbv3fast.assets import DIGITS_SAMPLE
-from mbv3fast.cli.options import check_out, load_model, parse_device
+from mbv3fast.cli.options import check_out, load_model
 
 TILE = 8  # pixels of a digit in the sheet, whose column k shows the digit k
 
@@ -28,8 +28,8 @@ def demo(out: Path, device: str) -> None:
     handwriting that it has never seen.
     """
     check_out(out, [".png"])
-    place = parse_device(device)
-    model = load_model("digits", "small", None, place, "float32", "auto")
+    model = load_model("digits", "small", None, device, "float32", "auto")
+    place = next(model.parameters()).device
     tiles, truth = read_sheet()
     preprocess = model.transforms()
     x = torch.stack([preprocess(tile) for tile in tiles]).to(place)

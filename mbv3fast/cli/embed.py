@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import torch
 from tqdm import tqdm
 
 from mbv3fast.atomic import replacing
-from mbv3fast.cli.classify import UNREADABLE
-from mbv3fast.cli.images import batches, find_images
-from mbv3fast.cli.options import check_out, load_model, model_options, parse_device, usable_cores
+from mbv3fast.cli.images import batches, find_images, finish, report
+from mbv3fast.cli.options import check_out, load_model, model_options, usable_cores
 
 
 @click.command(short_help="Write images' feature vectors.")
@@ -35,7 +33,7 @@ def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **mo
     """
     check_out(out, [".npy"])
     files = find_images(paths)
-    network = load_model(**{**model, "device": parse_device(model["device"])})
+    network = load_model(**model)
     network.reset_classifier(0)
     parameter = next(network.parameters())
     embedded: list[str] = []
@@ -48,21 +46,18 @@ def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **mo
                         features = network(batch.pixels.to(parameter.device, parameter.dtype))
                     rows.write(features.float().cpu().numpy().tobytes())
                     embedded += batch.paths
-                for path, reason in batch.failures:
-                    click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
+                report(batch.failures)
                 bar.update(len(batch.paths) + len(batch.failures))
         _write(out, raw, embedded, network.head_hidden_size)
     finally:
         raw.unlink(missing_ok=True)
-    if len(embedded) < len(files):
-        click.echo(f"{len(files) - len(embedded)} of {len(files)} images could not be read", err=True)
-        sys.exit(UNREADABLE)
+    finish(len(files) - len(embedded), len(files))
 
 
 def _write(out: Path, raw: Path, embedded: list[str], width: int) -> None:
     """Put the header before the rows, whose number is known only now; the paths first, the .npy last."""
     with replacing(out.with_suffix(".paths.txt")) as names:
-        lines = "".join(f"{_one_line(path)}\n" for path in embedded)
+        lines = "".join(f"{_escaped(path)}\n" for path in embedded)
         names.write_text(lines, encoding="utf-8", errors="surrogateescape")
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(embedded), width)}
     with replacing(out) as temporary, temporary.open("wb") as file, raw.open("rb") as rows:
@@ -70,6 +65,6 @@ def _write(out: Path, raw: Path, embedded: list[str], width: int) -> None:
         shutil.copyfileobj(rows, file)
 
 
-def _one_line(path: str) -> str:
+def _escaped(path: str) -> str:
     """A file name as one line: its line breaks, of whatever kind, as escapes."""
     return path if len(path.splitlines()) == 1 else path.encode("unicode_escape").decode()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mbv3fast.preprocess import Preprocess
 
+UNREADABLE = 3  # exit code
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 )
@@ -50,14 +53,15 @@ def _search(folder: str) -> Iterator[str]:
     yield from closed
 
 
-Item = tuple[str, Tensor | None, str]  # path, pixels, reason
+# Path, pixels, reason. NumPy's arrays travel through the workers' pipes, where tensors would need shared memory, of
+# which containers have little.
+Item = tuple[str, np.ndarray | None, str]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Batch number `index` of a job: the images that could be read, in order, and those that could not."""
+    """A job's next images: those that could be read, in order, and those that could not."""
 
-    index: int
     paths: list[str]
     pixels: Tensor | None
     failures: list[tuple[str, str]]
@@ -83,7 +87,7 @@ class ImageFiles(Dataset[Item]):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its size is an error
                 with Image.open(path) as image:
-                    return path, self.preprocess(ImageOps.exif_transpose(image)), ""
+                    return path, self.preprocess(ImageOps.exif_transpose(image)).numpy(), ""
         except Exception as error:  # whatever a decoder raises on bytes from anywhere
             return path, None, f"{type(error).__name__}: {error}"
 
@@ -100,10 +104,9 @@ def batches(
     loader = DataLoader(
         ImageFiles(paths, preprocess), batch_sampler=groups, num_workers=min(workers, len(groups)), collate_fn=list
     )
-    for number, items in enumerate(_surviving(loader), start=skip):
-        readable = [(path, pixels) for path, pixels, _ in items if pixels is not None]
+    for items in _surviving(loader):
+        readable = [(path, torch.from_numpy(pixels)) for path, pixels, _ in items if pixels is not None]
         yield Batch(
-            index=number,
             paths=[path for path, _ in readable],
             pixels=torch.stack([pixels for _, pixels in readable]) if readable else None,
             failures=[(path, reason) for path, pixels, reason in items if pixels is None],
@@ -117,6 +120,17 @@ def _surviving(loader: Iterable[list[Item]]) -> Iterator[list[Item]]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise click.ClickException(
-            "a decoding worker was killed (out of memory?); go on with --resume and fewer --workers"
-        ) from error
+        raise click.ClickException("a decoding worker was killed (out of memory?); use fewer --workers") from error
+
+
+def report(failures: Sequence[tuple[str, str]]) -> None:
+    """Name the images that could not be read, on stderr."""
+    for path, reason in failures:
+        click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
+
+
+def finish(failed: int, total: int) -> None:
+    """End with exit code 3 where images could not be read."""
+    if failed:
+        click.echo(f"{failed} of {total} images could not be read", err=True)
+        sys.exit(UNREADABLE)

@@ -16,6 +16,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+_FIRST_LINE = b'{"job": '
+
+
 class Journal:
     """Lines of JSON beside the output: what the job is, then one record a finished batch.
 
@@ -49,8 +52,8 @@ class Journal:
             yield from map(json.loads, lines)
 
     def remove(self) -> None:
-        self.path.unlink()
         self._file.close()
+        self.path.unlink()
 
     def _recover(self, job: dict[str, Any]) -> None:
         whole = 0
@@ -68,17 +71,25 @@ class Journal:
                     self.done += 1
                 whole += len(line)
         if not isinstance(begun, dict):
-            if whole or self.path.read_bytes().endswith(b"\n"):
+            if not self._cut_short():
+                self._file.close()
                 raise click.ClickException(f"{self.path} is not a journal of this command; move it away")
-            os.truncate(self.path, 0)  # killed within the first line
+            os.truncate(self.path, 0)
             self._append({"job": job})
             return
         changed = sorted(key for key in job if begun.get(key) != job[key])
         if changed:
+            self._file.close()
             raise click.ClickException(
                 f"{self.path} was begun with other {', '.join(changed)}: repeat the first command, or delete the file"
             )
         os.truncate(self.path, whole)
+
+    def _cut_short(self) -> bool:
+        """Whether the file is the beginning of a first line of ours, which a kill has cut."""
+        with self.path.open("rb") as file:
+            head = file.read(len(_FIRST_LINE))
+            return _FIRST_LINE.startswith(head) and b"\n" not in file.read()
 
     def _append(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record, ensure_ascii=True).encode() + b"\n")

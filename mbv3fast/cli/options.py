@@ -81,10 +81,9 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def load_model(
-    weights: str, model: str, source: str | None, device: torch.device, dtype: str, backend: str
-) -> FusedMobileNetV3:
+def load_model(weights: str, model: str, source: str | None, device: str, dtype: str, backend: str) -> FusedMobileNetV3:
     """The model that the options describe, in eval mode; a clean error message where there is none."""
+    place = parse_device(device)
     try:
         loaded = load(weights, variant="small" if model == "small" else "large", source=source, backend=backend)
     except (ValueError, BackendError) as error:  # WeightsError is a ValueError
@@ -92,11 +91,12 @@ def load_model(
     channels = len(loaded.preprocess.mean)
     if channels not in PIL_MODES:
         raise click.ClickException(f"{weights} is for input of {channels} channels, which image files don't have")
-    return loaded.to(device, DTYPES[dtype]).eval()
+    return loaded.to(place, DTYPES[dtype]).eval()
 
 
 def as_options(message: str) -> str:
-    """An error's advice on arguments as advice on options."""
+    """An error's advice on arguments as advice on options, of which there are fewer."""
+    message = message.replace(", or give bn_eps= and tf_same_padding=", "")
     return re.sub(r"\b(weights|source)=(?P<value>[\"\w]?)", _as_option, message)
 
 

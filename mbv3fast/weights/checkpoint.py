@@ -20,7 +20,15 @@ from mbv3fast.tables import Variant
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.files import read_file, unwrap
 from mbv3fast.weights.names import OPTIONAL_TENSOR, Kind, pairs
-from mbv3fast.weights.published import HUB_PREFIX, PUBLISHED, enum_name, fetch, fetch_hub, resolve_name
+from mbv3fast.weights.published import (
+    HUB_PREFIX,
+    PUBLISHED,
+    enum_name,
+    fetch,
+    fetch_hub,
+    preprocess_of_file,
+    resolve_name,
+)
 from mbv3fast.weights.recognise import (
     RW,
     check_widths,
@@ -121,7 +129,7 @@ def _resolve(
             raise WeightsError(f"weights: got {name!r}{meant}, needs a state dict, a path, or one of {known}")
     if isinstance(name, (str, os.PathLike)):
         state, description = read_file(Path(name))
-        return state, description, None, source
+        return state, description, preprocess_of_file(Path(name).name), source
     return name, None, None, source
 
 
@@ -187,7 +195,8 @@ def _fit(
             raise WeightsError(f"weights: {name} has shape {got}, needs {wanted}")
         check_values(name, state[name], config.bn_eps)
         fitted[key] = state[name].reshape(wanted)
-    unknown = next((key for key in state if key not in set(theirs.values())), None)
+    known = set(theirs.values())
+    unknown = next((key for key in state if key not in known), None)
     if unknown is not None:
         raise WeightsError(f"weights: {unknown} belongs to no part of a {config.variant} MobileNetV3 of {kind}'s kind")
     return fitted

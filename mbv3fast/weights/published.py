@@ -43,6 +43,12 @@ def resolve_name(name: str, variant: Variant) -> Published | None:
     return list(known.values())[-1] if name == "DEFAULT" else known.get(name)
 
 
+def preprocess_of_file(name: str) -> Preprocess | None:
+    """The preprocessing of the published file called `name`, however it came here; None for any other."""
+    published = (entry for entries in PUBLISHED.values() for entry in entries.values())
+    return next((entry.preprocess for entry in published if entry.url.endswith("/" + name)), None)
+
+
 def enum_name(weights: Any, variant: Variant) -> str | None:
     """The name of a member of torchvision's weights enums, None for any other object.
 

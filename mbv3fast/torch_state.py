@@ -1,0 +1,64 @@
+"""What PyTorch is doing around a call. Most of it has no public name: the private ones are used here alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+
+
+def is_traced(x: object) -> bool:
+    """Whether `x` stands for other tensors (compile, export, jit and fx tracing) or is of a subclass of Tensor."""
+    return type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for tensors of `device`, of whatever kind."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def transform_active() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is under way."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def is_replica(model: nn.Module) -> bool:
+    """Whether `model` is one of the copies that nn.DataParallel makes for one call."""
+    return getattr(model, "_is_replica", False)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything runs before or after the module's own forward; backward hooks are idle without gradients."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def global_hooks() -> bool:
+    """Whether hooks for all modules of the process are registered."""
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+
+
+def rewrites_state_dicts(model: nn.Module) -> bool:
+    """Whether a hook may change a state dict before it is loaded."""
+    return any(module._load_state_dict_pre_hooks for module in model.modules())
+
+
+class ForkSafeLock:
+    """A lock that a forked child finds free, whichever thread of its parent held it: that thread isn't there."""
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
