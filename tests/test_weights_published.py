@@ -60,15 +60,16 @@ def marked(variant: str, mark: float) -> dict[str, Tensor]:
         ("small", "IMAGENET1K_V1", "IMAGENET1K_V1"),
     ],
 )
-@pytest.mark.parametrize("by_member", [False, True])
+@pytest.mark.parametrize("given", ["name", "member", "file"])
 def test_names_mean_torchvisions_files(
-    torchvision: ModuleType, home: Path, variant: str, name: str, member: str, by_member: bool
+    torchvision: ModuleType, home: Path, variant: str, name: str, member: str, given: str
 ) -> None:
     """Out of torch.hub's cache, where torchvision's own downloads lie."""
     kind = getattr(torchvision.models, f"MobileNet_V3_{variant.title()}_Weights")
     for mark, each in enumerate(kind):
         torch.save(marked(variant, mark), home / each.url.rsplit("/", 1)[1])
-    weights = kind[name] if by_member else name
+    file = home / kind[name].url.rsplit("/", 1)[1]
+    weights = {"name": name, "member": kind[name], "file": file}[given]
     model = ours(variant, weights=weights)
     assert model.classifier[3].bias.unique().tolist() == [list(kind).index(kind[member])]
     assert (model.config.bn_eps, model.config.tf_same_padding) == (1e-3, False)
