@@ -77,7 +77,5 @@ def test_backend_without_kernels_is_refused() -> None:
 
 
 def test_advice_on_arguments_becomes_advice_on_options() -> None:
-    advice = (
-        'say source="timm" or source= (seed, …), or give bn_eps= and tf_same_padding=; as weights=, with weights= or'
-    )
-    assert as_options(advice) == ('say --source "timm" or --source (seed, …); as --weights, with --weights or')
+    advice = 'say source="timm" or source= (seed, …), or give bn_eps= and tf_same_padding=; as weights=, with weights='
+    assert as_options(advice) == ('say --source "timm" or --source (seed, …); as --weights, with --weights')

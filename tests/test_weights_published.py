@@ -73,6 +73,7 @@ def test_names_mean_torchvisions_files(
     model = ours(variant, weights=weights)
     assert model.classifier[3].bias.unique().tolist() == [list(kind).index(kind[member])]
     assert (model.config.bn_eps, model.config.tf_same_padding) == (1e-3, False)
+    assert list(model.labels or ()) == [*kind[name].meta["categories"]]
     theirs = kind[name].transforms()
     for size in ((301, 517), (640, 227)):
         assert_same_pixels(model.transforms()(picture(*size)), theirs(picture(*size)))

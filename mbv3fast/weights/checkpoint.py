@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbv3fast.assets import DIGITS_CHECKPOINT
+from mbv3fast.assets import DIGITS_CHECKPOINT, imagenet_labels
 from mbv3fast.config import SOURCES, NetworkConfig, SourceTraits
 from mbv3fast.description import Description
 from mbv3fast.model import MobileNetV3
@@ -103,9 +103,11 @@ def read(
         raise WeightsError("source: got 'timm-tf', but a conv_head without bias is timm's mobilenetv3_rw: use 'timm'")
     fields = {"bn_eps": traits.bn_eps, "tf_same_padding": traits.tf_same_padding, **said}
     config = replace(config, **fields)
+    # What is published, and so has a known preprocessing, was trained on ImageNet.
+    labels = imagenet_labels() if preprocess is not None and config.num_classes == 1000 else None
     if preprocess is None and config.in_chans == 3:
         preprocess = _TIMM_PREPROCESS.get(source or _timm_kind(kind, traits))
-    described = Description(config, preprocess or Preprocess.default(config.in_chans))
+    described = Description(config, preprocess or Preprocess.default(config.in_chans), labels)
     return Checkpoint(_fit(state, kind, config, pairs(layout, kind)), described)
 
 
