@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mbv3fast.assets import DIGITS_CHECKPOINT, imagenet_labels
-from mbv3fast.config import SOURCES, NetworkConfig, SourceTraits
+from mbv3fast.config import SOURCES, NetworkConfig, WidthRule
 from mbv3fast.description import Description
 from mbv3fast.model import MobileNetV3
 from mbv3fast.preprocess import Preprocess
@@ -83,32 +83,67 @@ def read(
         raise WeightsError(f"source: got {source!r}, needs one of {', '.join(SOURCES)}")
     raw, description, preprocess, source = _resolve(weights, variant, source)
     state, carried = unwrap(raw)
-    description = description or carried
-    said = _said(bn_eps, tf_same_padding)
-    if description is not None:
-        _check_source(description.config, source)
-        description = replace(description, config=replace(description.config, **said))
-        return Checkpoint(_fit(state, "torchvision", description.config, None), description)
+    said = {"bn_eps": bn_eps, "tf_same_padding": tf_same_padding}
+    said = {name: value for name, value in said.items() if value is not None}
+    if description is None and carried is None:
+        return _recognised(state, source, said, preprocess)
+    return _described(state, description or carried, source, said)
+
+
+def _described(
+    state: Mapping[str, Tensor], description: Description | None, source: str | None, said: dict[str, Any]
+) -> Checkpoint:
+    """Weights of ours, which say themselves what they are."""
+    assert description is not None
+    _check_source(description.config, source)
+    description = replace(description, config=replace(description.config, **said))
+    return Checkpoint(_fit(state, "torchvision", description.config, None), description)
+
+
+def _recognised(
+    state: Mapping[str, Tensor], source: str | None, said: dict[str, Any], preprocess: Preprocess | None
+) -> Checkpoint:
+    """Weights that show what they are by their keys and shapes; `preprocess` is known of published ones."""
     kind = recognise_kind(state)
     if source is not None and source not in _OF_KIND[kind]:
         raise WeightsError(f"source: got {source!r}, but the keys are those of {kind}")
     layout = recognise_layout(state, kind)
     config = recognise_config(state, kind, layout)
     rule = check_widths(config, layout, ("timm",) if kind == "timm" else ("torchvision", "timm"))
-    # timm's widths under our names: a plain dict of ours, which has lost its description.
-    traits = default_traits(kind, config) if rule == "torchvision" or kind == "timm" else None
-    if traits is None or (source is not None and kind == "torchvision"):
-        traits = SOURCES[source] if source is not None else _settled(kind, said)
-    elif source == "timm-tf":
-        raise WeightsError("source: got 'timm-tf', but a conv_head without bias is timm's mobilenetv3_rw: use 'timm'")
-    fields = {"bn_eps": traits.bn_eps, "tf_same_padding": traits.tf_same_padding, **said}
-    config = replace(config, **fields)
+    config = replace(config, **_eps_and_padding(kind, config, rule, source, said))
     # What is published, and so has a known preprocessing, was trained on ImageNet.
     labels = imagenet_labels() if preprocess is not None and config.num_classes == 1000 else None
     if preprocess is None and config.in_chans == 3:
-        preprocess = _TIMM_PREPROCESS.get(source or _timm_kind(kind, traits))
+        timms = ("timm-tf" if config.tf_same_padding else "timm") if kind == "timm" else None
+        preprocess = _TIMM_PREPROCESS.get(source or timms or "")
     described = Description(config, preprocess or Preprocess.default(config.in_chans), labels)
     return Checkpoint(_fit(state, kind, config, pairs(layout, kind)), described)
+
+
+def _eps_and_padding(
+    kind: Kind, config: NetworkConfig, rule: WidthRule, source: str | None, said: dict[str, Any]
+) -> dict[str, Any]:
+    """What keys and shapes leave open, from them where they leave no doubt, from `source`, or from what was said."""
+    # timm's widths under our names: a plain dict of ours, which has lost its description.
+    known = default_traits(kind, config) if rule == "torchvision" or kind == "timm" else None
+    if source is not None and (known is None or kind == "torchvision"):
+        known = SOURCES[source]
+    elif source == "timm-tf":
+        raise WeightsError("source: got 'timm-tf', but a conv_head without bias is timm's mobilenetv3_rw: use 'timm'")
+    if known is not None:
+        return {"bn_eps": known.bn_eps, "tf_same_padding": known.tf_same_padding, **said}
+    if {"bn_eps", "tf_same_padding"} <= set(said):
+        return said
+    if kind == "timm":
+        raise WeightsError(
+            "weights: timm's plain and tf_ models have the same keys and shapes but other batch-norm eps and padding; "
+            'say source="timm" (eps 1e-5, symmetric) or source="timm-tf" (eps 1e-3, TensorFlow\'s \'same\'), '
+            "or give bn_eps= and tf_same_padding="
+        )
+    raise WeightsError(
+        "weights: a network with timm's widths or without squeeze-excite doesn't show whose eps and padding it has; "
+        f"say source= ({', '.join(SOURCES)}), or give bn_eps= and tf_same_padding="
+    )
 
 
 def _resolve(
@@ -135,16 +170,6 @@ def _resolve(
     return name, None, None, source
 
 
-def _said(bn_eps: float | None, tf_same_padding: bool | None) -> dict[str, Any]:
-    fields = {"bn_eps": bn_eps, "tf_same_padding": tf_same_padding}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _timm_kind(kind: Kind, traits: SourceTraits) -> str:
-    """Which of timm's preprocessings goes with traits that were said without a `source`."""
-    return ("timm-tf" if traits.tf_same_padding else "timm") if kind == "timm" else kind
-
-
 def _check_source(config: NetworkConfig, source: str | None) -> None:
     """Refuse a `source` that contradicts what the weights themselves carry."""
     if source is None:
@@ -155,22 +180,6 @@ def _check_source(config: NetworkConfig, source: str | None) -> None:
             f"source: got {source!r}, but the weights themselves say bn_eps={config.bn_eps}, "
             f"tf_same_padding={config.tf_same_padding}"
         )
-
-
-def _settled(kind: Kind, said: dict[str, Any]) -> SourceTraits:
-    """Traits of ambiguous weights from the arguments alone; WeightsError unless they say everything."""
-    if {"bn_eps", "tf_same_padding"} <= set(said):
-        return SourceTraits(8, said["bn_eps"], said["tf_same_padding"], "timm")
-    if kind == "timm":
-        raise WeightsError(
-            "weights: timm's plain and tf_ models have the same keys and shapes but other batch-norm eps and padding; "
-            'say source="timm" (eps 1e-5, symmetric) or source="timm-tf" (eps 1e-3, TensorFlow\'s \'same\'), '
-            "or give bn_eps= and tf_same_padding="
-        )
-    raise WeightsError(
-        "weights: a network with timm's widths or without squeeze-excite doesn't show whose eps and padding it has; "
-        f"say source= ({', '.join(SOURCES)}), or give bn_eps= and tf_same_padding="
-    )
 
 
 def _fit(
