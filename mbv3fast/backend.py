@@ -45,7 +45,7 @@ def decide(device: torch.device, dtype: torch.dtype) -> Decision:
         return Decision(False, f"no kernels for {device.type} in this version: PyTorch runs the modules")
     if dtype not in SERVED_DTYPES:
         return Decision(False, f"{dtype} is not served: PyTorch runs the modules")
-    return Decision(True, "CPU: batch norm folded, channels_last, run by PyTorch's convolutions")
+    return Decision(True, "CPU: batch norm folded, channels_last, run in float32 by PyTorch's convolutions")
 
 
 def serving_table(device: torch.device, dtype: torch.dtype) -> dict[str, str]:

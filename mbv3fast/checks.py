@@ -30,7 +30,7 @@ def check_input(x: Tensor, features: nn.Module) -> None:
         raise ValueError(f"x: got shape {tuple(x.shape)}, needs 4 dimensions [N, C, H, W]")
     batch, channels, height, width = x.shape
     stem = first_conv(features)
-    wanted = channels if stem is None else stem.in_channels
+    wanted = (stem.in_channels if stem else 0) or channels  # 0: lazy, about to learn it
     if channels != wanted:
         hint = "; the layout is NCHW" if x.shape[3] == wanted else ""
         raise ValueError(f"x: got {channels} channels in shape {tuple(x.shape)}, needs {wanted}{hint}")
@@ -44,23 +44,23 @@ def check_input(x: Tensor, features: nn.Module) -> None:
         raise ValueError(f"x: got dtype {x.dtype}, the model's weights are {stem.weight.dtype}; convert one of them")
 
 
-def _filled_in(key: str, state_dict: Mapping[str, Any]) -> bool:
-    """Whether PyTorch supplies this missing key: counters of batch norms saved before version 2, or as a plain dict."""
-    module, _, name = key.rpartition(".")
-    version = (getattr(state_dict, "_metadata", None) or {}).get(module, {}).get("version")
-    return name == "num_batches_tracked" and (version is None or version < 2)
-
-
 def refuse_misfit(model: nn.Module, config: NetworkConfig, state_dict: Mapping[str, Any], assign: bool) -> None:
     """Raise RuntimeError, with the first key that is wrong and what to do, where a strict load can't fit."""
-    if rewrites_state_dicts(model):
-        return  # only PyTorch's own check, after the hooks, can know
-    own = model.state_dict()
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"load_state_dict: got {type(state_dict).__name__}, needs a state dict")
+    if not rewrites_state_dicts(model):  # else only PyTorch's own check, after the hooks, can know
+        _refuse_keys_and_shapes(model.state_dict(), state_dict, assign)
+    _refuse_another_function(config, state_dict)
+
+
+def _refuse_keys_and_shapes(own: Mapping[str, Any], state_dict: Mapping[str, Any], assign: bool) -> None:
     for key, tensor in own.items():
         if key not in state_dict and _filled_in(key, state_dict):
             continue
         if key not in state_dict:
             raise RuntimeError(f"load_state_dict: {key} is missing; other projects' names load through `weights=`")
+        if not isinstance(tensor, Tensor):
+            continue  # extra state of a user's module, which knows what it takes
         given = state_dict[key]
         if not isinstance(given, Tensor):
             raise RuntimeError(f"load_state_dict: {key} is a {type(given).__name__}, needs a tensor")
@@ -69,13 +69,27 @@ def refuse_misfit(model: nn.Module, config: NetworkConfig, state_dict: Mapping[s
         if tensor.is_meta and not given.is_meta and not assign:
             raise RuntimeError(f"load_state_dict: the model's {key} is on meta; use assign=True")
         got, needed = tuple(given.shape), tuple(tensor.shape)
-        if got != needed:
+        if got != needed and (got, needed) != ((1,), ()):  # as old checkpoints have their counters
             advice = _WIDTHS_DIFFER if ".fc1." in key or ".fc2." in key else ""
             raise RuntimeError(f"load_state_dict: {key} has shape {got}, the model needs {needed}{advice}")
     for key in state_dict:
         if key not in own:
             raise RuntimeError(f"load_state_dict: {key} is not a key of this model")
-    described = read_description(state_dict)
+
+
+def _filled_in(key: str, state_dict: Mapping[str, Any]) -> bool:
+    """Whether PyTorch supplies this missing key: counters of batch norms saved before version 2, or as a plain dict."""
+    module, _, name = key.rpartition(".")
+    version = (getattr(state_dict, "_metadata", None) or {}).get(module, {}).get("version")
+    return name == "num_batches_tracked" and (version is None or version < 2)
+
+
+def _refuse_another_function(config: NetworkConfig, state_dict: Mapping[str, Any]) -> None:
+    """Equal shapes may belong to another eps, padding or activation, which a state dict of ours says."""
+    try:
+        described = read_description(state_dict)
+    except ValueError:
+        return  # of a model that its user changed beyond what a description can say
     for field in ("bn_eps", "tf_same_padding", "activation"):
         ours = getattr(config, field)
         theirs = getattr(described.config, field) if described else ours

@@ -13,7 +13,7 @@ from mbv3fast.tables import ACTIVATIONS, HIDDEN, LAST_CONV, ROWS, STEM, Activati
 WidthRule = Literal["torchvision", "timm"]
 
 
-_MOST = 1 << 20  # channels or classes; more is no network but a damaged file
+_MOST = 1 << 24  # channels or classes; more is no network but a damaged file
 
 
 def _count(name: str, value: Any, least: int) -> int:
@@ -31,7 +31,7 @@ def _number(name: str, value: Any, right: Callable[[float], bool], needs: str) -
     """`value` as a float, since other kinds don't survive JSON alike; ValueError unless it is `right`."""
     try:
         number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not right(number):
         raise ValueError(f"{name}: got {value!r}, needs a number {needs}")
@@ -190,6 +190,7 @@ def network(
     width_mult = _number("width_mult", width_mult, lambda width: 0 < width <= 100, "above 0, at most 100")
     if se_divisor not in (1, 8):
         raise ValueError(f"se_divisor: got {se_divisor}, needs 1 (exactly C // 4) or 8 (rounded to multiples of 8)")
+    se_divisor = int(se_divisor)
     timm = width_rule == "timm"
 
     def scale(channels: float) -> int:

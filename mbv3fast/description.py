@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,19 +40,11 @@ class Description:
                 return cls(config, preprocess)
             if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
                 raise TypeError("labels are not strings")
-            broken = next((label for label in labels if not _one_line(label)), None)
-            if broken is not None:
-                raise ValueError(f"label {broken!r} holds line breaks or control characters")
             if len(labels) != config.num_classes:
                 raise ValueError(f"{len(labels)} labels for {config.num_classes} classes")
             return cls(config, preprocess, tuple(labels))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"mbv3fast metadata is damaged: {type(error).__name__}: {error}") from error
-
-
-def _one_line(text: str) -> bool:
-    """Whether text is safe in a terminal and in a line of a file: no control characters, breaks or half characters."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def describe(metadata: dict[str, Any], description: Description) -> None:

@@ -27,10 +27,11 @@ class Engine:
         ]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The plan's outputs for x [N, C, H, W]; activations are freed after their last use."""
-        values = {INPUT: x.contiguous(memory_format=torch.channels_last)}
+        """The plan's outputs for x [N, C, H, W], of x's dtype; activations are freed after their last use."""
+        values = {INPUT: x.to(self.plan.dtype, memory_format=torch.channels_last)}
         for op, inputs, arguments, name, dead in self._calls:
             values[name] = op(*[values[source] for source in inputs], **arguments)
             for value in dead:
                 del values[value]
-        return tuple(values[name] for name in self.plan.outputs)
+        # Detached, since under no_grad a view may not be written to later, where gradients are on.
+        return tuple(values[name].to(x.dtype).detach() for name in self.plan.outputs)

@@ -22,8 +22,8 @@ from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3
 from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.torch_state import (
-    ForkSafeLock,
     autocast_enabled,
+    fork_safe_lock,
     global_hooks,
     is_replica,
     is_traced,
@@ -31,7 +31,7 @@ from mbv3fast.torch_state import (
 )
 
 logger = logging.getLogger("mbv3fast")
-_BUILDING = ForkSafeLock()
+_BUILDING = fork_safe_lock()
 TRAINING = "the model is in training mode"
 TRACED = "the input is traced, compiled or no plain tensor"
 
@@ -202,12 +202,13 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
 
     def _fuse(self) -> _Service:
         layers = fold_features(self.features)
-        dtype = common_dtype(self.features)
+        dtype = _computing_dtype(self.features)
         try:
             fold_pool(self.avgpool)
             head = fold_head(self.classifier)
-            if common_dtype(self.classifier) != dtype:
-                raise UnsupportedError(f"classifier is {common_dtype(self.classifier)}, features {dtype}")
+            dtypes = (common_dtype(self.classifier), common_dtype(self.features))
+            if dtypes[0] != dtypes[1]:
+                raise UnsupportedError("classifier is {}, features {}".format(*dtypes))
         except UnsupportedError as unsupported:
             return _Service(Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), str(unsupported))
         return _Service(Engine(lower_torch(FoldedNetwork(layers, head), dtype)))
@@ -230,7 +231,7 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
     def _fuse(self) -> _Service:
         layers = fold_features(self.features)
         taps = sorted({level.index for level in self.levels if level.index < len(layers)})
-        return _Service(Engine(lower_torch(FoldedNetwork(layers, ()), common_dtype(self.features), taps)))
+        return _Service(Engine(lower_torch(FoldedNetwork(layers, ()), _computing_dtype(self.features), taps)))
 
 
 def build(
@@ -264,6 +265,13 @@ def common_dtype(module: nn.Module) -> torch.dtype:
     if len(dtypes) != 1:
         raise UnsupportedError(f"parameters have several dtypes: {', '.join(sorted(map(str, dtypes)))}")
     return dtypes.pop()
+
+
+def _computing_dtype(module: nn.Module) -> torch.dtype:
+    """The parameters' dtype, but float32 for the narrow ones of a CPU, which computes in these many times slower."""
+    dtype = common_dtype(module)
+    narrow = dtype.itemsize < 4 and next(module.parameters()).device.type == "cpu"
+    return torch.float32 if narrow else dtype
 
 
 @functools.cache

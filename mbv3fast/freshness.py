@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from mbv3fast.torch_state import ForkSafeLock
+from mbv3fast.torch_state import fork_safe_lock
 
 # Attributes that folding reads, beside parameters, buffers and submodules.
 _WATCHED = frozenset(
@@ -150,7 +150,7 @@ def _probes(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 _SNAPSHOTS: weakref.WeakSet[Snapshot] = weakref.WeakSet()
-_WATCHING = ForkSafeLock()
+_WATCHING = fork_safe_lock()
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:

@@ -26,11 +26,11 @@ def lower_torch(network: FoldedNetwork, dtype: torch.dtype, taps: Sequence[int] 
         value = steps[-1].name
         layer_outputs.append(value)
     if taps is not None:
-        return Plan("torch", tuple(steps), tuple(layer_outputs[index] for index in taps))
+        return Plan("torch", dtype, tuple(steps), tuple(layer_outputs[index] for index in taps))
     steps.append(Step("global_mean", "avgpool", (value,), {}))
     for linear in network.head:
         steps.append(_linear(linear, steps[-1].name, dtype))
-    return Plan("torch", tuple(steps), (steps[-1].name,))
+    return Plan("torch", dtype, tuple(steps), (steps[-1].name,))
 
 
 def _block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[Step]:

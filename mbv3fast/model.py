@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,7 +55,11 @@ class Backbone(nn.Module):
 
     def description(self) -> Description:
         """What a state dict can't say and its reader needs."""
-        return Description(self.config, self.preprocess)
+        return Description(self.config, self._preprocess())
+
+    def _preprocess(self) -> Preprocess:
+        """What a user may have unset."""
+        return self.preprocess or Preprocess.default(self.config.in_chans)
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32], TypeError where it is no tensor."""
@@ -95,7 +100,8 @@ class MobileNetV3(Backbone):
     @property
     def num_classes(self) -> int:
         """Outputs of the last layer as it is now; 0 where that is no linear layer."""
-        return getattr(self.get_classifier(), "out_features", 0)
+        outputs = getattr(self.get_classifier(), "out_features", 0)
+        return outputs if isinstance(outputs, int) else 0
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[N, in_chans, H, W] to the last feature map [N, num_features, ceil(H / 32), ceil(W / 32)]."""
@@ -116,7 +122,8 @@ class MobileNetV3(Backbone):
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
-        return self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else self.classifier
+        has_layers = isinstance(self.classifier, nn.Sequential) and len(self.classifier) > 0
+        return self.classifier[-1] if has_layers else self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last layer by a fresh one of `num_classes` outputs; 0 leaves the embedding.
@@ -125,7 +132,7 @@ class MobileNetV3(Backbone):
         """
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool: got {global_pool!r}, needs None or 'avg'")
-        self.config = with_overrides(self.config, num_classes=num_classes)
+        self.config = replace(self.config, num_classes=num_classes)
         like = next(self.parameters())
         last = _classifier_layer(self.config.hidden, num_classes).to(like.device, like.dtype)
         initialise(last)
@@ -134,8 +141,9 @@ class MobileNetV3(Backbone):
 
     def description(self) -> Description:
         config = with_overrides(self.config, num_classes=self.num_classes)
-        labels = self.labels if self.labels and len(self.labels) == config.num_classes else None
-        return Description(config, self.preprocess, labels)
+        labels = None if self.labels is None else tuple(map(str, self.labels))
+        labels = labels if labels and len(labels) == config.num_classes else None
+        return Description(config, self._preprocess(), labels)
 
 
 class FeatureInfo(tuple[FeatureLevel, ...]):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mbv3fast.layers import Padding, same_padding
@@ -91,9 +92,10 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in the order of execution, for one backend; the network's outputs are those of `outputs`."""
+    """Steps in the order of execution, for one backend, in `dtype`; the network's outputs are those of `outputs`."""
 
     backend: str
+    dtype: torch.dtype
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
 
@@ -102,8 +104,9 @@ class Plan:
         last = {name: index for index, step in enumerate(self.steps) for name in step.inputs}
         return {name: index for name, index in last.items() if name not in self.outputs}
 
-    def costs(self, shape: Shape, itemsize: int) -> list[StepCost]:
-        """The cost of each step for an input of `shape` [N, C, H, W] with activations of `itemsize` bytes."""
+    def costs(self, shape: Shape) -> list[StepCost]:
+        """The cost of each step for an input of `shape` [N, C, H, W]."""
+        itemsize = self.dtype.itemsize
         shapes: dict[str, Shape] = {INPUT: shape}
         costs = []
         for step in self.steps:
@@ -125,9 +128,9 @@ class Plan:
             )
         return costs
 
-    def to_dict(self, shape: Shape, itemsize: int) -> dict[str, Any]:
+    def to_dict(self, shape: Shape) -> dict[str, Any]:
         """A JSON-able form: the plan's backend, totals, and each step's cost."""
-        costs = [cost.to_dict() for cost in self.costs(shape, itemsize)]
+        costs = [cost.to_dict() for cost in self.costs(shape)]
         counted = ("bytes_read", "bytes_written", "weight_bytes", "macs", "launches")
         totals = {name: sum(cost[name] for cost in costs) for name in counted}
         return {"backend": self.backend, "input": list(shape), "totals": totals, "steps": costs}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,8 +41,13 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
-            if type(getattr(self, name)) is not int:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, needs a whole number of pixels")
+            value = getattr(self, name)
+            if not hasattr(value, "__index__") or isinstance(value, bool):
+                raise ValueError(f"{name}: got {value!r}, needs a whole number of pixels")
+            object.__setattr__(self, name, operator.index(value))
+        for name in ("mean", "std"):  # NumPy's numbers would not survive JSON
+            values = tuple(float(v) if isinstance(v, Real) else v for v in getattr(self, name))
+            object.__setattr__(self, name, values)
         if not 1 <= self.resize <= MOST_PIXELS:
             raise ValueError(f"resize: got {self.resize}, needs 1 to {MOST_PIXELS}")
         if not 1 <= self.crop <= self.resize:
@@ -72,7 +79,10 @@ class Preprocess:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         pixels = self._from_tensor(image) if isinstance(image, Tensor) else self._from_pil(image)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return (pixels - mean) / std
 
     def _from_pil(self, image: Image.Image) -> Tensor:

@@ -46,19 +46,9 @@ def rewrites_state_dicts(model: nn.Module) -> bool:
     return any(module._load_state_dict_pre_hooks for module in model.modules())
 
 
-class ForkSafeLock:
+def fork_safe_lock() -> threading.Lock:
     """A lock that a forked child finds free, whichever thread of its parent held it: that thread isn't there."""
-
-    def __init__(self) -> None:
-        self._renew()
-        if hasattr(os, "register_at_fork"):  # not on Windows
-            os.register_at_fork(after_in_child=self._renew)
-
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    lock = threading.Lock()
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=lock._at_fork_reinit)  # type: ignore[attr-defined]
+    return lock

@@ -102,3 +102,14 @@ def test_bad_arguments_get_a_clear_error(weights: Path, photos: Path, arguments:
     assert result.exit_code in (1, 2)
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_labels_cannot_move_the_cursor(photos: Path, tmp_path: Path) -> None:
+    model = mbv3fast.small(num_classes=2)
+    model.labels = ("\x1b[31mred\nline", "\ud800half")
+    mbv3fast.weights.save(model, tmp_path / "odd.safetensors")
+    result = classify(tmp_path / "odd.safetensors", photos / "china.jpg")
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    assert " [31mred line" in result.output
+    assert classify(tmp_path / "odd.safetensors", photos / "china.jpg", "--out", tmp_path / "o.csv").exit_code == 0

@@ -7,6 +7,7 @@ import copy
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 import mbv3fast
 from mbv3fast import fast, freshness
 from mbv3fast.fast import FusedMobileNetV3
-from mbv3fast.torch_state import ForkSafeLock
 from tests.freshness import TOLERANCE, difference
 from tests.networks import digit_tiles, trained_small
 
@@ -142,7 +142,7 @@ def test_the_engine_serves_in_silence(spoken: Callable[[], list[str]]) -> None:
         decision = subject.explain(images())
         subject(images())
     assert decision.fused
-    assert decision.reason == "CPU: batch norm folded, channels_last, run by PyTorch's convolutions"
+    assert decision.reason == "CPU: batch norm folded, channels_last, run in float32 by PyTorch's convolutions"
     assert spoken() == []
 
 
@@ -222,7 +222,7 @@ def test_a_model_on_meta_says_so() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("lock", [fast._BUILDING, freshness._WATCHING])
-def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: ForkSafeLock) -> None:
+def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: threading.Lock) -> None:
     """As where a DataLoader forks while another thread builds an engine."""
     subject, x = model(), images()
     held, done = threading.Event(), threading.Event()
@@ -248,3 +248,49 @@ def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: ForkSafeLock) 
 def answer_once(subject: FusedMobileNetV3, x: Tensor) -> None:
     with torch.inference_mode():
         subject(x)
+
+
+def test_feature_maps_may_be_written_to_later() -> None:
+    """As by a trainable neck on a frozen backbone."""
+    backbone = mbv3fast.small(features_only=True).eval()
+    with torch.no_grad():
+        assert backbone.explain(images()).fused
+        maps = backbone(images())
+    weight = nn.Parameter(torch.ones(1))
+    for level in maps:
+        level.mul_(weight)
+    sum(level.sum() for level in maps).backward()
+    assert weight.grad is not None
+
+
+def test_an_interrupt_leaves_the_locks_free() -> None:
+    """Signal handlers that raise, as Ctrl-C's does, at whatever instruction."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StopError
+
+    subject = mbv3fast.small(features_only=True, out_indices=[0]).eval()
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for attempt in range(300):
+            with contextlib.suppress(StopError):
+                signal.setitimer(signal.ITIMER_REAL, 2e-5 + attempt * 5e-7)
+                while True:
+                    subject.repack()
+            assert not fast._BUILDING.locked()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_weights_are_computed_with_in_float32(dtype: torch.dtype) -> None:
+    subject = model().to(dtype)
+    with torch.inference_mode():
+        out = subject(images().to(dtype))
+    assert out.dtype == dtype
+    wide = model().to(dtype).float().reference_forward(images().to(dtype).float())
+    assert difference(out.float(), wide) <= torch.finfo(dtype).eps

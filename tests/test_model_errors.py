@@ -200,3 +200,49 @@ def test_a_feature_extractors_state_dict_says_what_its_tensors_cannot() -> None:
     state = mbv3fast.small(features_only=True, bn_eps=1e-3).state_dict()
     with pytest.raises(RuntimeError, match=r"these weights belong to bn_eps=0\.001, the model has 1e-05"):
         mbv3fast.small(features_only=True).load_state_dict(state)
+
+
+def test_a_hook_does_not_hide_another_eps() -> None:
+    model = mbv3fast.small(bn_eps=1e-3)
+    model.classifier[3].register_load_state_dict_pre_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"these weights belong to bn_eps=1e-05, the model has 0\.001"):
+        model.load_state_dict(mbv3fast.small().state_dict())
+
+
+class Counting(nn.Linear):
+    """A user's layer with state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"count": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.seen = state
+
+
+def test_extra_state_and_old_counters_load() -> None:
+    model = mbv3fast.small()
+    model.classifier[3] = Counting(1024, 1000)
+    state = model.state_dict()
+    state["features.0.1.num_batches_tracked"] = torch.tensor([7])
+    model.load_state_dict(state)
+    assert model.classifier[3].seen == {"count": 3}
+    assert model.features[0][1].num_batches_tracked == 7
+
+
+@pytest.mark.parametrize("given", ["model.pth", nn.Identity()])
+def test_what_is_no_state_dict_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match=f"load_state_dict: got {type(given).__name__}, needs a state dict"):
+        mbv3fast.small().load_state_dict(given)
+
+
+def test_reset_classifier_needs_a_number() -> None:
+    model = mbv3fast.small()
+    with pytest.raises(ValueError, match="num_classes: got None, needs a whole number"):
+        model.reset_classifier(None)  # type: ignore[arg-type]
+    assert model.num_classes == 1000
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    model = mbv3fast.small(se_divisor=np.int64(8), num_classes=np.int32(5), bn_eps=np.float32(1e-3))
+    model.load_state_dict(model.state_dict())
+    assert model.config.blocks[0].squeeze == 8

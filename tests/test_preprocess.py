@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -190,3 +191,22 @@ def test_empty_images_are_refused(image: Image.Image | Tensor) -> None:
 def test_a_preprocess_survives_its_dict() -> None:
     transform = Preprocess(232, 224, (0.1,) * 4, (0.2,) * 4, "bicubic")
     assert Preprocess.from_dict(transform.to_dict()) == transform
+
+
+def test_defaults_of_torch_do_not_matter() -> None:
+    image = Image.new("RGB", (300, 260), "orange")
+    expected = Preprocess()(image)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        got = Preprocess()(image)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
+
+
+def test_numpys_numbers_survive_json() -> None:
+    given = Preprocess(resize=np.int64(64), crop=np.int32(32), mean=np.full(3, 0.5), std=(np.float32(0.5),) * 3)
+    assert Preprocess.from_dict(json.loads(json.dumps(given.to_dict()))) == given

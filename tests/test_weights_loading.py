@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import mbv3fast
 from mbv3fast import WeightsError, weights
@@ -116,16 +118,6 @@ def test_load_takes_large_or_small_as_they_are() -> None:
         assert mbv3fast.load(state).config == PEERS[name].convert(state).config
 
 
-@pytest.mark.parametrize("label", ["two\nlines", "bell\x07", "\x1b[31mred", "half \ud800", "para\u2029graph"])
-def test_labels_that_break_lines_or_terminals_are_refused(label: str, tmp_path: Path) -> None:
-    model = mbv3fast.small(num_classes=2)
-    model.labels = ("fine, \u00e9t\u00e9 \u2603", label)
-    with pytest.raises(WeightsError, match=r"label .* holds line breaks or control characters"):
-        weights.save(model, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match=r"label .* holds line breaks or control characters"):
-        mbv3fast.small(weights=model.state_dict())
-
-
 def test_what_could_not_be_read_back_is_not_saved(tmp_path: Path) -> None:
     model = mbv3fast.small(num_classes=2)
     with pytest.raises(ValueError, match=r"path: got .*nowhere.*, whose folder does not exist"):
@@ -144,3 +136,49 @@ def test_to_torchvisions_small_negative_variances_load() -> None:
     state = weights.to_torchvision(model)
     assert state["features.0.1.running_var"].max() < 0
     mbv3fast.small(weights=state)
+
+
+def test_an_averaged_models_state_dict_loads() -> None:
+    model = ours_of_timms()
+    averaged = AveragedModel(model)
+    loaded = ours("small", weights=averaged.state_dict())
+    assert loaded.config == model.config
+    assert torch.equal(loaded.classifier[3].weight, model.classifier[3].weight)
+
+
+def test_float8_weights_load() -> None:
+    state = mbv3fast.small(num_classes=2).state_dict()
+    narrow = {key: t.to(torch.float8_e5m2) if t.is_floating_point() else t for key, t in state.items()}
+    loaded = mbv3fast.small(weights=narrow, source="seed").state_dict()
+    assert torch.equal(loaded["classifier.3.weight"], narrow["classifier.3.weight"].float())
+
+
+def test_a_model_on_meta_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="is on meta, it has no data"):
+        weights.save(mbv3fast.small().to("meta"), tmp_path / "model.safetensors")
+
+
+def set_on(name: str, value: Any) -> Callable[[FusedMobileNetV3], None]:
+    return lambda model: setattr(model, name, value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        set_on("classifier", nn.Sequential()),
+        set_on("classifier", nn.Linear(576, 2)),
+        set_on("labels", np.array(["a", "b"])),
+        set_on("labels", [0, 1]),
+        set_on("labels", ("a\tb", "\ud800")),
+        set_on("preprocess", None),
+        set_on("preprocess", mbv3fast.Preprocess(mean=(0.5,), std=(0.5,))),
+        lambda model: model.classifier.append(nn.Unflatten(1, (1, 2))),
+        lambda model: setattr(model.classifier[3], "out_features", (1, 2)),
+    ],
+)
+def test_every_model_loads_its_own_state_dict(edit: Callable[[FusedMobileNetV3], None]) -> None:
+    model = mbv3fast.small(num_classes=2)
+    edit(model)
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.load_state_dict(model.state_dict())
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,16 @@ def predictions(model: FusedMobileNetV3, pixels: Tensor, top: int) -> list[list[
 
 def class_names(model: FusedMobileNetV3, count: int) -> tuple[str, ...]:
     """The checkpoint's own labels, ImageNet's for 1,000 classes, or "class 0", "class 1", …"""
-    if model.labels and len(model.labels) == count:
-        return model.labels
+    labels = model.description().labels
+    if labels and len(labels) == count:
+        return tuple(map(_plain, labels))
     return imagenet_labels() if count == 1000 else tuple(f"class {i}" for i in range(count))
+
+
+def _plain(label: str) -> str:
+    """A label from a file of whatever origin without what moves a terminal's cursor or breaks a line."""
+    unfit = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(" " if unicodedata.category(character) in unfit else character for character in label)
 
 
 def _record(model: FusedMobileNetV3, batch: Batch, top: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **mo
     network.reset_classifier(0)
     parameter = next(network.parameters())
     embedded: list[str] = []
-    raw = out.with_name(out.name + ".raw.tmp")
+    raw = out.with_name(f"{out.name}.{os.getpid()}.raw.tmp")
     try:
         with raw.open("wb") as rows, tqdm(total=len(files), unit="image", disable=None) as bar:
             for batch in batches(files, network.transforms(), batch_size, workers):

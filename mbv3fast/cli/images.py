@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -102,7 +103,11 @@ def batches(
     indices = list(range(len(paths)))
     groups = [indices[start : start + batch_size] for start in range(0, len(paths), batch_size)][skip:]
     loader = DataLoader(
-        ImageFiles(paths, preprocess), batch_sampler=groups, num_workers=min(workers, len(groups)), collate_fn=list
+        ImageFiles(paths, preprocess),
+        batch_sampler=groups,
+        num_workers=min(workers, len(groups)),
+        collate_fn=list,
+        worker_init_fn=_ignore_signals,
     )
     for items in _surviving(loader):
         readable = [(path, torch.from_numpy(pixels)) for path, pixels, _ in items if pixels is not None]
@@ -111,6 +116,12 @@ def batches(
             pixels=torch.stack([pixels for _, pixels in readable]) if readable else None,
             failures=[(path, reason) for path, pixels, reason in items if pixels is None],
         )
+
+
+def _ignore_signals(_: int) -> None:
+    """What is sent to the whole group of processes is for the parent, which then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _surviving(loader: Iterable[list[Item]]) -> Iterator[list[Item]]:

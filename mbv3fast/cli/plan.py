@@ -32,7 +32,7 @@ def plan(model: str, batch: int, size: int, dtype: str, backend: str, as_json: b
             network = (large if model == "large" else small)(backend=backend).to(DTYPES[dtype]).eval()
     except (BackendError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    counted = network.plan().to_dict((batch, 3, size, size), DTYPES[dtype].itemsize)
+    counted = network.plan().to_dict((batch, 3, size, size))
     counted = {"model": model, "dtype": dtype, **counted}
     click.echo(json.dumps(counted, indent=2) if as_json else _table(counted))
 

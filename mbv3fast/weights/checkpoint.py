@@ -215,7 +215,9 @@ def _fit(
 
 def check_values(name: str, tensor: Tensor, bn_eps: float) -> None:
     """Refuse what no training leaves behind, and what would put out nothing but NaN."""
-    values = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if tensor.is_meta:
+        raise WeightsError(f"weights: {name} is on meta, it has no data")
+    values = tensor if tensor.element_size() > 4 else tensor.float()
     if not values.isfinite().all():
         raise WeightsError(f"weights: {name} holds numbers that are not finite")
     # A little below zero is right: `to_torchvision` moves a difference of eps into the variance.

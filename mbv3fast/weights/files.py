@@ -55,15 +55,16 @@ def unwrap(state: Any) -> tuple[Mapping[str, Tensor], Description | None]:
     if not isinstance(state, Mapping) or not state:
         advice = "; pass its state_dict()" if isinstance(state, torch.nn.Module) else ""
         raise WeightsError(f"weights: got {type(state).__name__}, needs a non-empty state dict{advice}")
+    averaged = {key: value for key, value in state.items() if key != "n_averaged"}  # of torch.optim.swa_utils
     prefix = ""
-    while wrapping := next((p for p in _PREFIXES if all(str(key).startswith(prefix + p) for key in state)), None):
+    while wrapping := next((p for p in _PREFIXES if all(str(key).startswith(prefix + p) for key in averaged)), None):
         prefix += wrapping
     try:
         description = read_description(state, prefix)
     except ValueError as error:
         raise WeightsError(f"weights: {error}") from error
     if prefix:
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        state = {key.removeprefix(prefix): value for key, value in averaged.items()}
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise WeightsError(f"weights: {key!r} is a {type(value).__name__}, needs a tensor")
