@@ -14,8 +14,10 @@ import pytest
 
 from tests.cli import classify, read_csv
 
-# Each batch is slowed down, so that a signal surely lands between the first and the last.
+# Each batch is slowed down, so that a signal surely lands between the first and the last; and Ctrl-C counts, which a
+# shell in the background makes its children ignore.
 SLOW = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "import time, mbv3fast.cli.classify as c; f = c.predictions; "
     "c.predictions = lambda *a: (time.sleep(0.2), f(*a))[1]; import mbv3fast.cli; mbv3fast.cli.main()"
 )
