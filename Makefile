@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-full lint bench clean
+.PHONY: demo test test-full test-kernels lint bench clean
 
 demo: $(READY)
 	$(BIN)/mbv3fast demo
@@ -14,6 +14,10 @@ test: lint
 
 test-full: lint
 	$(BIN)/pytest -n 2
+
+test-kernels: $(READY)
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels
+	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 tests/offline
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -27,6 +31,7 @@ $(READY): requirements-dev.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	ln -sfn ../kernels mbv3fast/kernels
 	touch $@
 
 clean:

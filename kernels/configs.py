@@ -1,0 +1,113 @@
+"""Launch configurations: pure functions of an op's shape, a dtype's bytes and a GPU's number of multiprocessors.
+
+Two ends pull: few images starve the chip, so blocks shrink until there are programs enough, and taps are unrolled to
+put loads in flight; many images fill it, so blocks grow until a program reads little twice.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+from mbv3fast.kernels._common import Config
+
+SMS = 132  # of an H100; near enough for others
+_WAVES = 2  # programs wanted for each multiprocessor, so that one computes while another loads
+
+
+def power_of_2(value: int, least: int, most: int) -> int:
+    """The smallest power of 2 that covers `value`, within the limits."""
+    return min(most, max(least, 1 << max(0, value - 1).bit_length()))
+
+
+def shrink(blocks: dict[str, int], least: dict[str, int], sizes: dict[str, int], sms: int) -> dict[str, int]:
+    """Halve the blocks, in the order of `least`, until `sizes` make programs enough."""
+    while prod(ceil(sizes[name] / blocks[name]) for name in blocks) < _WAVES * sms:
+        name = next((name for name in least if blocks[name] > least[name]), None)
+        if name is None:
+            break
+        blocks = {**blocks, name: blocks[name] // 2}
+    return blocks
+
+
+def pointwise_conv(rows: int, outputs: int, inputs: int, itemsize: int, sms: int = SMS) -> Config:
+    """For a product [rows, inputs] x [inputs, outputs]."""
+    # Columns computed, wasted ones too, and for each block a read of x that costs about as much as 32 of them.
+    block_n = min((128, 64, 32, 16), key=lambda block: ceil(outputs / block) * (block + 32))
+    blocks = shrink(
+        {"BLOCK_M": power_of_2(rows, 16, 128), "BLOCK_N": block_n},
+        {"BLOCK_M": 32, "BLOCK_N": 16},
+        {"BLOCK_M": rows, "BLOCK_N": outputs},
+        sms,
+    )
+    warps = 8 if blocks["BLOCK_M"] * blocks["BLOCK_N"] >= 128 * 128 else 4
+    return {**blocks, "BLOCK_K": power_of_2(inputs, 16, 128 // itemsize), "num_warps": warps, "num_stages": 3}
+
+
+def depthwise_conv(
+    images: int, out_height: int, out_width: int, channels: int, kernel: int, squeeze: int = 0, sms: int = SMS
+) -> Config:
+    """For an output [images, out_height, out_width, channels]; `squeeze`: width of fc1 in the epilogue, 0 for none."""
+    tile_w = power_of_2(out_width, 4, 8)
+    blocks = shrink(
+        {"TILE_H": power_of_2(out_height, 4, 8), "BLOCK_C": power_of_2(channels, 16, 64)},
+        {"BLOCK_C": 32, "TILE_H": 4},
+        {"TILE_H": images * out_height * ceil(out_width / tile_w), "BLOCK_C": channels},
+        sms,
+    )
+    starved = blocks["TILE_H"] == 4
+    squeezes = {"BLOCK_S": power_of_2(squeeze, 16, 32)}
+    return {
+        **blocks,
+        **squeezes,
+        "TILE_W": tile_w,
+        "UNROLL": kernel if starved else 1,
+        "num_warps": 8 if starved else 4,
+    }
+
+
+def depthwise_project(images: int, out_height: int, out_width: int, kernel: int, sms: int = SMS) -> Config:
+    """For an output [images, out_height, out_width, …]."""
+    tile_h, tile_w = power_of_2(out_height, 4, 8), power_of_2(out_width, 4, 8)
+    starved = images * ceil(out_height / tile_h) * ceil(out_width / tile_w) < _WAVES * sms
+    if starved:
+        return {"TILE_H": 4, "TILE_W": tile_w, "BLOCK_C": 16, "UNROLL": kernel * kernel, "num_warps": 8}
+    return {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_C": 32, "UNROLL": 1, "num_warps": 8}
+
+
+def squeeze(pixels: int, channels: int, squeezed: int) -> Config:
+    """For [images, pixels, channels] to the parts of `squeezed` hidden units."""
+    return {
+        "BLOCK_P": power_of_2(pixels, 16, 64),
+        "BLOCK_C": power_of_2(channels, 16, 64),
+        "BLOCK_S": power_of_2(squeezed, 16, 32),
+        "num_warps": 4,
+    }
+
+
+def excite(parts: int, channels: int) -> Config:
+    """For `parts` of the hidden units to the scales of `channels`."""
+    return {"BLOCK_PARTS": power_of_2(parts, 1, 16), "BLOCK_C": power_of_2(channels, 16, 32), "num_warps": 4}
+
+
+def apply_scale(channels: int) -> Config:
+    """For a pass over [rows, channels]."""
+    return {"BLOCK_P": 32, "BLOCK_C": power_of_2(channels, 16, 128), "num_warps": 4}
+
+
+def stem_conv(images: int, pixels: int, sms: int = SMS) -> Config:
+    """For an output of `pixels` an image."""
+    blocks = shrink({"BLOCK_P": 128}, {"BLOCK_P": 32}, {"BLOCK_P": images * pixels}, sms)
+    return {**blocks, "num_warps": 4}
+
+
+def linear(rows: int, outputs: int, inputs: int, itemsize: int, sms: int = SMS) -> Config:
+    """For a product [rows, inputs] x [inputs, outputs] whose weights, at few rows, are nearly all that is read."""
+    if rows < 8:
+        return {"BLOCK_M": 1, "BLOCK_N": 8, "BLOCK_K": power_of_2(inputs, 16, 256), "num_warps": 4, "num_stages": 3}
+    blocks = shrink(
+        {"BLOCK_M": power_of_2(rows, 32, 64), "BLOCK_N": 64},
+        {"BLOCK_N": 16, "BLOCK_M": 32},
+        {"BLOCK_M": rows, "BLOCK_N": outputs},
+        sms,
+    )
+    return {**blocks, "BLOCK_K": power_of_2(inputs, 16, 128 // itemsize), "num_warps": 4, "num_stages": 3}

@@ -1,0 +1,179 @@
+"""Squeeze-excite in slices, so that no wide block's two matrices pass through one multiprocessor.
+
+    scale = hardsigmoid(fc2(activation(fc1(mean(x)))))
+
+The first launch (here `squeeze`, in a network the epilogue of `depthwise_conv`) multiplies each tile's sums by its own
+slice of fc1; the second, `excite`, adds these in a fixed order and computes a slice of fc2 in each program.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from mbv3fast.kernels._common import Config, activate, begin, hardsigmoid, launch, narrow
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _squeeze_kernel(
+    x,  # [images, pixels, C]
+    fc1_weight,  # [S, C]
+    hidden,  # [images, tiles * blocks of channels, S] float32
+    pixels,
+    C: tl.constexpr,
+    S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    tiles = tl.cdiv(pixels, BLOCK_P)
+    program = tl.program_id(0)
+    block = program % blocks
+    tile = program // blocks % tiles
+    image = (program // blocks // tiles).to(tl.int64)
+    pixel = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    begin(PDL)
+    place = (image * pixels + pixel)[:, None] * C + c[None, :]
+    values = tl.load(x + place, (pixel < pixels)[:, None] & (c < C)[None, :], 0.0)
+    total = tl.sum(values.to(tl.float32), axis=0)
+    for start in range(0, S, BLOCK_S):
+        s = start + tl.arange(0, BLOCK_S)
+        slice = tl.load(fc1_weight + s[:, None] * C + c[None, :], (s < S)[:, None] & (c < C)[None, :], 0.0)
+        part = tl.sum(slice.to(tl.float32) * total[None, :], axis=1)
+        tl.store(hidden + ((image * tiles + tile) * blocks + block) * S + s, part, s < S)
+
+
+@triton.jit(do_not_specialize=["parts", "pixels"])
+def _excite_kernel(
+    hidden,  # [images, parts, S] float32
+    fc1_bias,  # [S] float32
+    fc2_weight,  # [C, S]
+    fc2_bias,  # [C] float32
+    scale,  # [images, C] float32
+    parts,
+    pixels,
+    C: tl.constexpr,
+    S: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    program = tl.program_id(0)
+    image = (program // blocks).to(tl.int64)
+    c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    s = tl.arange(0, BLOCK_S)
+    weight = tl.load(fc2_weight + c[:, None] * S + s[None, :], (c < C)[:, None] & (s < S)[None, :], 0.0)
+    offset = tl.load(fc2_bias + c, c < C, 0.0)
+    hidden_offset = tl.load(fc1_bias + s, s < S, 0.0)
+    begin(PDL)
+    total = tl.zeros((BLOCK_S,), tl.float32)
+    for start in range(0, parts, BLOCK_PARTS):
+        part = start + tl.arange(0, BLOCK_PARTS)
+        place = (image * parts + part)[:, None] * S + s[None, :]
+        total += tl.sum(tl.load(hidden + place, (part < parts)[:, None] & (s < S)[None, :], 0.0), axis=0)
+    squeezed = activate(total / pixels + hidden_offset, ACTIVATION)
+    excited = tl.sum(weight.to(tl.float32) * squeezed[None, :], axis=1) + offset
+    tl.store(scale + image * C + c, hardsigmoid(excited), c < C)
+
+
+@triton.jit(do_not_specialize=["rows", "pixels"])
+def _scale_kernel(
+    x,  # [rows, C]
+    scale,  # [images, C] float32
+    out,  # [rows, C]
+    rows,
+    pixels,
+    C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    program = tl.program_id(0)
+    row = (program // blocks).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (row < rows)[:, None] & (c < C)[None, :]
+    begin(PDL)
+    place = row[:, None] * C + c[None, :]
+    factor = tl.load(scale + (row // pixels)[:, None] * C + c[None, :], inside, 0.0)
+    value = tl.load(x + place, inside, 0.0).to(tl.float32)
+    tl.store(out + place, narrow(value * factor, out.dtype.element_ty), inside)
+
+
+def squeeze(
+    x: torch.Tensor, fc1_weight: torch.Tensor, *, pixels: int, hidden: torch.Tensor, config: Config, pdl: bool = False
+) -> None:
+    """hidden [N, parts, S] float32 = fc1_weight [S, C] times each part's sums of x [N, pixels, C].
+
+    A part is a tile of BLOCK_P pixels and a block of BLOCK_C channels; fc1_weight is of x's dtype.
+    """
+    squeezed, channels = fc1_weight.shape[:2]
+    launch(
+        _squeeze_kernel,
+        hidden.shape[0] * hidden.shape[1],
+        (x, fc1_weight, hidden, pixels),
+        C=channels,
+        S=squeezed,
+        config=config,
+        pdl=pdl,
+    )
+
+
+def excite(
+    hidden: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+    *,
+    scale: torch.Tensor,
+    pixels: int,
+    activation: str | None,
+    config: Config,
+    pdl: bool = False,
+) -> None:
+    """scale = hardsigmoid(fc2(activation(sum of hidden over its parts / pixels + fc1_bias))).
+
+    hidden [N, parts, S], fc1_bias [S], fc2_bias [C], scale [N, C] float32; fc2_weight [C, S] of any dtype.
+    """
+    images, parts, squeezed = hidden.shape
+    channels = scale.shape[1]
+    launch(
+        _excite_kernel,
+        images * triton.cdiv(channels, config["BLOCK_C"]),
+        (hidden, fc1_bias, fc2_weight, fc2_bias, scale, parts, pixels),
+        C=channels,
+        S=squeezed,
+        ACTIVATION=activation,
+        BLOCK_S=triton.next_power_of_2(squeezed),
+        config=config,
+        pdl=pdl,
+    )
+
+
+def apply_scale(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    rows: int,
+    pixels: int,
+    out: torch.Tensor,
+    config: Config,
+    pdl: bool = False,
+) -> None:
+    """out [rows, C] = x [rows, C] * scale [images, C], each image `pixels` rows."""
+    channels = scale.shape[1]
+    launch(
+        _scale_kernel,
+        triton.cdiv(rows, config["BLOCK_P"]) * triton.cdiv(channels, config["BLOCK_C"]),
+        (x, scale, out, rows, pixels),
+        C=channels,
+        config=config,
+        pdl=pdl,
+    )

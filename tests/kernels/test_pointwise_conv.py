@@ -1,0 +1,99 @@
+"""`pointwise_conv` at every shape of both networks, with everything that may stand around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mbv3fast.config import network
+from mbv3fast.reference import pointwise_conv_ref
+from tests.kernels.harness import BLOCKS, DTYPES, Guards, run
+from tests.numerics import assert_agrees
+
+configs = pytest.importorskip("mbv3fast.kernels.configs")
+kernel = pytest.importorskip("mbv3fast.kernels.pointwise_conv")
+
+EXPANDS = {(b.in_channels, b.expanded, b.activation, False, False) for b in BLOCKS if b.has_expand}
+PROJECTS = {(b.expanded, b.out_channels, None, b.has_residual, bool(b.squeeze)) for b in BLOCKS}
+LASTS = {
+    (c.blocks[-1].out_channels, c.last_convs[0], "hardswish", False, False) for c in map(network, ("large", "small"))
+}
+SHAPES = sorted(EXPANDS | PROJECTS | LASTS, key=str)
+
+
+def check(
+    shape: tuple[int, int, str | None, bool, bool],
+    size: tuple[int, int, int],
+    dtype: torch.dtype,
+    config: Any,
+    *,
+    pooled: bool = False,
+    stored: bool = True,
+) -> None:
+    inputs, outputs, activation, has_residual, has_scale = shape
+    (images, height, width), guards = size, Guards()
+    pixels, rows = height * width, images * height * width
+    x = guards.randn(images, height, width, inputs, dtype=dtype)
+    weight = guards.randn(outputs, inputs, dtype=dtype, scale=inputs**-0.5)
+    bias = guards.randn(outputs, dtype=torch.float32)
+    residual = guards.randn(images, height, width, outputs, dtype=dtype) if has_residual else None
+    scale = guards.hold(guards.randn(images, inputs, dtype=torch.float32).sigmoid()) if has_scale else None
+    out = guards.empty(images, height, width, outputs, dtype=dtype) if stored else None
+    tiles = -(-pixels // config["BLOCK_M"])
+    pool = guards.empty(images, tiles, outputs, dtype=torch.float32) if pooled else None
+    written = [tensor for tensor in (out, pool) if tensor is not None]
+
+    def launch() -> None:
+        kernel.pointwise_conv(
+            x,
+            weight,
+            bias,
+            rows=rows,
+            pixels=pixels,
+            residual=residual,
+            scale=scale,
+            out=out,
+            pool=pool,
+            activation=activation,
+            config=config,
+        )
+
+    run(launch, guards, *written)
+
+    def reference(kind: torch.dtype) -> torch.Tensor:
+        scaled = x.to(kind) if scale is None else x.to(kind) * scale.to(kind)[:, None, None]
+        channels_first = [None if t is None else t.to(kind).permute(0, 3, 1, 2) for t in (scaled, residual)]
+        result = pointwise_conv_ref(
+            channels_first[0],  # type: ignore[arg-type]
+            channels_first[1],
+            weight=weight.to(kind)[:, :, None, None],
+            bias=bias.to(kind),
+            activation=activation,  # type: ignore[arg-type]
+        )
+        return result.permute(0, 2, 3, 1)
+
+    truth, plain = reference(torch.float64), reference(dtype)
+    if out is not None:
+        assert_agrees(out, plain, truth)
+    if pool is not None:
+        assert_agrees(pool.sum(1), plain.float().sum((1, 2)), truth.sum((1, 2)))
+
+
+@pytest.mark.parametrize(("dtype", "images"), [(torch.float32, 1), (torch.float16, 128), (torch.bfloat16, 128)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pointwise_conv(shape: tuple[int, int, str | None, bool, bool], dtype: torch.dtype, images: int) -> None:
+    """At the configuration of so many images of 14x14."""
+    inputs, outputs = shape[:2]
+    config = configs.pointwise_conv(images * 196, outputs, inputs, dtype.itemsize)
+    check(shape, (3, 3, 5), dtype, config)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("size", [(1, 7, 7), (3, 9, 5), (2, 1, 1)])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_pool_sums_each_image_by_itself(stored: bool, size: tuple[int, int, int], has_residual: bool) -> None:
+    config = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+    for dtype in DTYPES:
+        check((40, 72, "hardswish", has_residual, True), size, dtype, config, pooled=True, stored=stored)
