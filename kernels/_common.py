@@ -34,6 +34,11 @@ def watch_launches(watcher: Watcher) -> Callable[[], None]:
     return lambda: _watchers.remove(watcher)
 
 
+def one_block(columns: int) -> int:
+    """The block that holds all columns, at least the 16 that a tensor core takes."""
+    return max(16, triton.next_power_of_2(columns))
+
+
 @triton.jit
 def begin(PDL: tl.constexpr):
     """Let the next kernel start; wait until the one before has written what this one reads."""

@@ -7,6 +7,19 @@ import triton
 import triton.language as tl
 
 from mbv3fast.kernels._common import Config, activate, begin, launch, narrow
+from mbv3fast.kernels.squeeze_excite import squeeze_slice
+
+
+@triton.jit
+def tile_pixels(tile, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Rows and columns of a tile's pixels, of an output that is `tiles_w` tiles wide."""
+    pixel = tl.arange(0, TILE_H * TILE_W)
+    return tile // tiles_w * TILE_H + pixel // TILE_W, tile % tiles_w * TILE_W + pixel % TILE_W
+
+
+def count_tiles(out: torch.Tensor, config: Config) -> int:
+    """Tiles of each image of `out` [N, H', W', C']."""
+    return triton.cdiv(out.shape[1], config["TILE_H"]) * triton.cdiv(out.shape[2], config["TILE_W"])
 
 
 @triton.jit
@@ -76,9 +89,7 @@ def _depthwise_conv_kernel(
     block = program % blocks
     tile = program // blocks % tiles
     image = (program // blocks // tiles).to(tl.int64)
-    pixel = tl.arange(0, TILE_H * TILE_W)
-    row = tile // tiles_w * TILE_H + pixel // TILE_W
-    column = tile % tiles_w * TILE_W + pixel % TILE_W
+    row, column = tile_pixels(tile, tiles_w, TILE_H, TILE_W)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     offset = tl.load(bias + c, c < C, 0.0)
     begin(PDL)
@@ -107,12 +118,8 @@ def _depthwise_conv_kernel(
         total = tl.sum(tl.where(inside, acc, 0.0), axis=0)
         if pool is not None:
             tl.store(pool + (image * tiles + tile) * C + c, total, c < C)
-        if hidden is not None:  # linear in the sums, so this slice of fc1 may come before the reduction
-            part = (image * tiles + tile) * blocks + block
-            for start in range(0, S, BLOCK_S):
-                s = start + tl.arange(0, BLOCK_S)
-                slice = tl.load(fc1_weight + s[:, None] * C + c[None, :], (s < S)[:, None] & (c < C)[None, :], 0.0)
-                tl.store(hidden + part * S + s, tl.sum(slice.to(tl.float32) * total[None, :], axis=1), s < S)
+        if hidden is not None:
+            squeeze_slice(hidden, (image * tiles + tile) * blocks + block, fc1_weight, total, c, C, S, BLOCK_S)
 
 
 def depthwise_conv(
@@ -142,10 +149,9 @@ def depthwise_conv(
     """
     images, height, width, channels = x.shape
     _, out_height, out_width, _ = out.shape
-    tiles = triton.cdiv(out_height, config["TILE_H"]) * triton.cdiv(out_width, config["TILE_W"])
     launch(
         _depthwise_conv_kernel,
-        images * tiles * triton.cdiv(channels, config["BLOCK_C"]),
+        images * count_tiles(out, config) * triton.cdiv(channels, config["BLOCK_C"]),
         (x, weight, bias, fc1_weight, out, pool, hidden, height, width, out_height, out_width, padding[2], padding[0]),
         C=channels,
         S=0 if fc1_weight is None else fc1_weight.shape[0],

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import Config, activate, begin, dot, launch, narrow
-from mbv3fast.kernels.depthwise_conv import depthwise_tile
+from mbv3fast.kernels._common import Config, activate, begin, dot, launch, narrow, one_block
+from mbv3fast.kernels.depthwise_conv import count_tiles, depthwise_tile, tile_pixels
 
 
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "top", "left"])
@@ -44,9 +44,7 @@ def _depthwise_project_kernel(
     program = tl.program_id(0)
     tile = program % tiles
     image = (program // tiles).to(tl.int64)
-    pixel = tl.arange(0, TILE_H * TILE_W)
-    row = tile // tiles_w * TILE_H + pixel // TILE_W
-    column = tile % tiles_w * TILE_W + pixel % TILE_W
+    row, column = tile_pixels(tile, tiles_w, TILE_H, TILE_W)
     n = tl.arange(0, BLOCK_N)
     project_offset = tl.load(project_bias + n, n < N, 0.0)
     begin(PDL)
@@ -106,10 +104,9 @@ def depthwise_project(
     """
     images, height, width, channels = x.shape
     _, out_height, out_width, outputs = out.shape
-    tiles = triton.cdiv(out_height, config["TILE_H"]) * triton.cdiv(out_width, config["TILE_W"])
     launch(
         _depthwise_project_kernel,
-        images * tiles,
+        images * count_tiles(out, config),
         (
             x,
             weight,
@@ -131,7 +128,7 @@ def depthwise_project(
         STRIDE=stride,
         DILATION=dilation,
         ACTIVATION=activation,
-        BLOCK_N=max(16, triton.next_power_of_2(outputs)),
+        BLOCK_N=one_block(outputs),
         TF32=tf32,
         config=config,
         pdl=pdl,

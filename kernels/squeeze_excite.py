@@ -15,6 +15,18 @@ import triton.language as tl
 from mbv3fast.kernels._common import Config, activate, begin, hardsigmoid, launch, narrow
 
 
+@triton.jit
+def squeeze_slice(hidden, part, fc1_weight, total, c, C: tl.constexpr, S: tl.constexpr, BLOCK_S: tl.constexpr):
+    """hidden [parts, S] at `part` = fc1_weight [S, C] at the channels c times their sums `total`.
+
+    Linear in the sums, so it may come before their reduction.
+    """
+    for start in range(0, S, BLOCK_S):
+        s = start + tl.arange(0, BLOCK_S)
+        weight = tl.load(fc1_weight + s[:, None] * C + c[None, :], (s < S)[:, None] & (c < C)[None, :], 0.0)
+        tl.store(hidden + part * S + s, tl.sum(weight.to(tl.float32) * total[None, :], axis=1), s < S)
+
+
 @triton.jit(do_not_specialize=["pixels"])
 def _squeeze_kernel(
     x,  # [images, pixels, C]
@@ -40,11 +52,7 @@ def _squeeze_kernel(
     place = (image * pixels + pixel)[:, None] * C + c[None, :]
     values = tl.load(x + place, (pixel < pixels)[:, None] & (c < C)[None, :], 0.0)
     total = tl.sum(values.to(tl.float32), axis=0)
-    for start in range(0, S, BLOCK_S):
-        s = start + tl.arange(0, BLOCK_S)
-        slice = tl.load(fc1_weight + s[:, None] * C + c[None, :], (s < S)[:, None] & (c < C)[None, :], 0.0)
-        part = tl.sum(slice.to(tl.float32) * total[None, :], axis=1)
-        tl.store(hidden + ((image * tiles + tile) * blocks + block) * S + s, part, s < S)
+    squeeze_slice(hidden, (image * tiles + tile) * blocks + block, fc1_weight, total, c, C, S, BLOCK_S)
 
 
 @triton.jit(do_not_specialize=["parts", "pixels"])

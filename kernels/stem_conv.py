@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import Config, activate, begin, launch, narrow
+from mbv3fast.kernels._common import Config, activate, begin, launch, narrow, one_block
 
 
 @triton.jit(
@@ -118,7 +118,7 @@ def stem_conv(
         KERNEL=kernel,
         STRIDE=stride,
         ACTIVATION=activation,
-        BLOCK_N=max(16, triton.next_power_of_2(outputs)),
+        BLOCK_N=one_block(outputs),
         config=config,
         pdl=pdl,
     )
