@@ -206,9 +206,9 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
         try:
             fold_pool(self.avgpool)
             head = fold_head(self.classifier)
-            dtypes = (common_dtype(self.classifier), common_dtype(self.features))
-            if dtypes[0] != dtypes[1]:
-                raise UnsupportedError("classifier is {}, features {}".format(*dtypes))
+            head_dtype, features_dtype = common_dtype(self.classifier), common_dtype(self.features)
+            if head_dtype != features_dtype:
+                raise UnsupportedError(f"classifier is {head_dtype}, features {features_dtype}")
         except UnsupportedError as unsupported:
             return _Service(Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), str(unsupported))
         return _Service(Engine(lower_torch(FoldedNetwork(layers, head), dtype)))

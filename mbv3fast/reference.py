@@ -75,8 +75,15 @@ def squeeze_excite_ref(
     activation: Activation = "relu",
 ) -> Tensor:
     """x * hardsigmoid(fc2(activation(fc1(mean of x over H, W)))): fc1_weight [S, C], fc2_weight [C, S]."""
-    hidden = activate(F.linear(global_mean_ref(x), fc1_weight, fc1_bias), activation)
-    return x * F.hardsigmoid(F.linear(hidden, fc2_weight, fc2_bias))[:, :, None, None]
+    return x * squeeze_excite_scale(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation)
+
+
+def squeeze_excite_scale(
+    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor, activation: Activation
+) -> Tensor:
+    """What squeeze-excite multiplies x by, [N, C, 1, 1]."""
+    hidden = activate(F.linear(global_mean_ref(x), fc1_weight, fc1_bias), activation, inplace=True)
+    return F.hardsigmoid(F.linear(hidden, fc2_weight, fc2_bias))[:, :, None, None]
 
 
 def global_mean_ref(x: Tensor) -> Tensor:

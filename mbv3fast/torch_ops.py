@@ -14,6 +14,7 @@ from mbv3fast.reference import (
     global_mean_ref,
     linear_ref,
     pointwise_conv_ref,
+    squeeze_excite_scale,
     stem_conv_ref,
 )
 from mbv3fast.tables import Activation
@@ -45,8 +46,7 @@ def squeeze_excite_(
     activation: Activation = "relu",
 ) -> Tensor:
     """`squeeze_excite_ref` into x: a new large tensor costs the allocator a map and a page fault for each 4 KB."""
-    hidden = activate(F.linear(global_mean_ref(x), fc1_weight, fc1_bias), activation, inplace=True)
-    return x.mul_(F.hardsigmoid(F.linear(hidden, fc2_weight, fc2_bias))[:, :, None, None])
+    return x.mul_(squeeze_excite_scale(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation))
 
 
 TORCH_OPS: dict[str, Callable[..., Tensor]] = {

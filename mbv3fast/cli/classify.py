@@ -68,7 +68,7 @@ def predictions(model: FusedMobileNetV3, pixels: Tensor, top: int) -> list[list[
     best = logits.softmax(1).topk(min(top, logits.shape[1]))
     names = class_names(model, logits.shape[1])
     return [
-        [{"class_index": c, "label": names[c], "probability": round(p, 6)} for p, c in zip(ps, cs, strict=True)]
+        [{"class_index": c, "label": _plain(names[c]), "probability": round(p, 6)} for p, c in zip(ps, cs, strict=True)]
         for ps, cs in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
 
@@ -77,7 +77,7 @@ def class_names(model: FusedMobileNetV3, count: int) -> tuple[str, ...]:
     """The checkpoint's own labels, ImageNet's for 1,000 classes, or "class 0", "class 1", …"""
     labels = model.description().labels
     if labels and len(labels) == count:
-        return tuple(map(_plain, labels))
+        return labels
     return imagenet_labels() if count == 1000 else tuple(f"class {i}" for i in range(count))
 
 
@@ -132,9 +132,8 @@ def _to_file(
         click.echo(f"stopped; {journal.path} holds what is done: go on with the same command and --resume", err=True)
         raise
     write_atomically(out, (row for record in journal.records() for row in record["rows"]))
-    failures = sum(len(record["failures"]) for record in journal.records())
     journal.remove()
-    return failures
+    return journal.failed
 
 
 def fingerprint(model: FusedMobileNetV3) -> str:

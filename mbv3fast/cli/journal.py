@@ -28,7 +28,8 @@ class Journal:
     def __init__(self, out: Path, job: dict[str, Any], *, resume: bool) -> None:
         """Begin `job`, or with `resume` go on with it. Raises click.ClickException where either can't be."""
         self.path = out.with_name(out.name + ".partial")
-        self.done = 0
+        self.done = 0  # batches
+        self.failed = 0  # images in them that could not be read
         if self.path.exists() and not resume:
             raise click.ClickException(
                 f"{self.path} is left from a stopped run: add --resume to go on with it, or delete it"
@@ -43,7 +44,7 @@ class Journal:
     def add(self, record: dict[str, Any]) -> None:
         """Append the next batch's record; it is on disk when this returns."""
         self._append({"batch": self.done, **record})
-        self.done += 1
+        self._count(record)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records of all finished batches."""
@@ -68,7 +69,7 @@ class Journal:
                 elif record.get("batch") != self.done or not _is_record(record):
                     break
                 else:
-                    self.done += 1
+                    self._count(record)
                 whole += len(line)
         if not isinstance(begun, dict):
             if not self._cut_short():
@@ -84,6 +85,10 @@ class Journal:
                 f"{self.path} was begun with other {', '.join(changed)}: repeat the first command, or delete the file"
             )
         os.truncate(self.path, whole)
+
+    def _count(self, record: dict[str, Any]) -> None:
+        self.done += 1
+        self.failed += len(record["failures"])
 
     def _cut_short(self) -> bool:
         """Whether the file is the beginning of a first line of ours, which a kill has cut."""

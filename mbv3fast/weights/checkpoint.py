@@ -85,16 +85,16 @@ def read(
     state, carried = unwrap(raw)
     said = {"bn_eps": bn_eps, "tf_same_padding": tf_same_padding}
     said = {name: value for name, value in said.items() if value is not None}
-    if description is None and carried is None:
+    description = description or carried
+    if description is None:
         return _recognised(state, source, said, preprocess)
-    return _described(state, description or carried, source, said)
+    return _described(state, description, source, said)
 
 
 def _described(
-    state: Mapping[str, Tensor], description: Description | None, source: str | None, said: dict[str, Any]
+    state: Mapping[str, Tensor], description: Description, source: str | None, said: dict[str, Any]
 ) -> Checkpoint:
     """Weights of ours, which say themselves what they are."""
-    assert description is not None
     _check_source(description.config, source)
     description = replace(description, config=replace(description.config, **said))
     return Checkpoint(_fit(state, "torchvision", description.config, None), description)
