@@ -3,35 +3,70 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+
+from mbv3fast.kernels.configs import Config
 
 # Decided when the kernels are imported, as Triton itself decides it.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 _SIXTH = tl.constexpr(1 / 6)
+_MOST_PROGRAMS = 2**31 - 1
 
-Config = Mapping[str, int]  # a launch configuration: block sizes, num_warps, num_stages
-Watcher = Callable[[str, int, tuple[Any, ...]], None]
-_watchers: list[Watcher] = []
+Watcher = Callable[["Launch"], None]
+_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
+
+
+class Launch(NamedTuple):
+    """A kernel's name, how many programs, and the tensors it reads and writes, by the names of its arguments."""
+
+    kernel: str
+    grid: int
+    reads: dict[str, torch.Tensor]
+    writes: dict[str, torch.Tensor]
 
 
 def launch(
-    kernel: Any, grid: int, arguments: tuple[Any, ...], *, config: Config, pdl: bool = False, **constants: Any
+    kernel: Any,
+    grid: int,
+    reads: tuple[torch.Tensor | None, ...],
+    writes: tuple[torch.Tensor | None, ...],
+    sizes: tuple[int, ...],
+    *,
+    config: Config,
+    pdl: bool = False,
+    **constants: Any,
 ) -> None:
-    """Run `grid` programs of `kernel`; `pdl`: let it start while its predecessor drains (sm_90 and later)."""
-    for watcher in _watchers:
-        watcher(kernel.__name__, grid, arguments)
+    """Run `grid` programs of `kernel(*reads, *writes, *sizes)`; tensors without data (meta) are only watched.
+
+    pdl: let it start while its predecessor drains (sm_90 and later).
+    """
+    for watcher in _watchers.get():
+        named = [(n, t) for n, t in zip(kernel.arg_names, (*reads, *writes), strict=False) if t is not None]
+        count = sum(tensor is not None for tensor in reads)
+        watcher(Launch(kernel.__name__, grid, dict(named[:count]), dict(named[count:])))
+    if grid == 0 or any(tensor.is_meta for tensor in writes if tensor is not None):
+        return
+    if grid > _MOST_PROGRAMS:
+        raise ValueError(f"{kernel.__name__}: {grid} programs, a launch has at most {_MOST_PROGRAMS}; split the batch")
     options = {"launch_pdl": True} if pdl else {}
-    kernel[(grid,)](*arguments, **constants, **config, PDL=pdl, **options)
+    kernel[(grid,)](*reads, *writes, *sizes, **constants, **config, PDL=pdl, **options)
 
 
-def watch_launches(watcher: Watcher) -> Callable[[], None]:
-    """Call `watcher` (kernel's name, grid, arguments) before every launch; the result ends that."""
-    _watchers.append(watcher)
-    return lambda: _watchers.remove(watcher)
+@contextmanager
+def watch_launches(watcher: Watcher) -> Iterator[None]:
+    """Within, in this thread, `watcher` sees every launch beforehand."""
+    token = _watchers.set((*_watchers.get(), watcher))
+    try:
+        yield
+    finally:
+        _watchers.reset(token)
 
 
 def one_block(columns: int) -> int:

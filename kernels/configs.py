@@ -6,11 +6,12 @@ put loads in flight; many images fill it, so blocks grow until a program reads l
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from math import ceil, prod
 
-from mbv3fast.kernels._common import Config
-
+Config = Mapping[str, int]  # block sizes, num_warps, num_stages
 SMS = 132  # of an H100; near enough for others
+_WIDEST_PROJECTION = 256  # outputs whose sums a program can hold beside a depthwise tile
 _WAVES = 2  # programs wanted for each multiprocessor, so that one computes while another loads
 
 
@@ -44,54 +45,83 @@ def pointwise_conv(rows: int, outputs: int, inputs: int, itemsize: int, sms: int
 
 
 def depthwise_conv(
-    images: int, out_height: int, out_width: int, channels: int, kernel: int, squeeze: int = 0, sms: int = SMS
+    images: int,
+    out_height: int,
+    out_width: int,
+    channels: int,
+    kernel: int,
+    itemsize: int,
+    squeeze: int = 0,
+    sms: int = SMS,
 ) -> Config:
     """For an output [images, out_height, out_width, channels]; `squeeze`: width of fc1 in the epilogue, 0 for none."""
+    line = 128 // itemsize  # channels of 128 bytes
     tile_w = power_of_2(out_width, 4, 8)
-    blocks = shrink(
-        {"TILE_H": power_of_2(out_height, 4, 8), "BLOCK_C": power_of_2(channels, 16, 64)},
-        {"BLOCK_C": 32, "TILE_H": 4},
+    blocks = shrink(  # the wider a block, the fewer parts of fc1's sums
+        {"TILE_H": power_of_2(out_height, 4, 8), "BLOCK_C": power_of_2(channels, 16, 2 * line if squeeze else line)},
+        {"BLOCK_C": line, "TILE_H": 4},
         {"TILE_H": images * out_height * ceil(out_width / tile_w), "BLOCK_C": channels},
         sms,
     )
     starved = blocks["TILE_H"] == 4
-    squeezes = {"BLOCK_S": power_of_2(squeeze, 16, 32)}
     return {
         **blocks,
-        **squeezes,
         "TILE_W": tile_w,
+        "BLOCK_S": power_of_2(squeeze, 16, 32),
         "UNROLL": kernel if starved else 1,
-        "num_warps": 8 if starved else 4,
+        "num_warps": 8 if starved or blocks["BLOCK_C"] > line else 4,
     }
 
 
-def depthwise_project(images: int, out_height: int, out_width: int, kernel: int, sms: int = SMS) -> Config:
-    """For an output [images, out_height, out_width, …]."""
+def depthwise_project(
+    images: int,
+    out_height: int,
+    out_width: int,
+    channels: int,
+    outputs: int,
+    kernel: int,
+    itemsize: int,
+    sms: int = SMS,
+) -> Config:
+    """For an output [images, out_height, out_width, outputs]; empty where two kernels are better."""
+    if outputs > _WIDEST_PROJECTION:
+        return {}
     tile_h, tile_w = power_of_2(out_height, 4, 8), power_of_2(out_width, 4, 8)
     starved = images * ceil(out_height / tile_h) * ceil(out_width / tile_w) < _WAVES * sms
     if starved:
-        return {"TILE_H": 4, "TILE_W": tile_w, "BLOCK_C": 16, "UNROLL": kernel * kernel, "num_warps": 8}
-    return {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_C": 32, "UNROLL": 1, "num_warps": 8}
+        tile = {"TILE_H": 4, "TILE_W": tile_w, "BLOCK_C": 16, "UNROLL": kernel * kernel}
+    else:
+        block_c = power_of_2(channels, 16, 64 // itemsize)
+        tile = {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_C": block_c, "UNROLL": 1}
+    return {**tile, "num_warps": 8}
 
 
-def squeeze(pixels: int, channels: int, squeezed: int) -> Config:
+def squeeze(images: int, pixels: int, channels: int, squeezed: int, itemsize: int, sms: int = SMS) -> Config:
     """For [images, pixels, channels] to the parts of `squeezed` hidden units."""
-    return {
-        "BLOCK_P": power_of_2(pixels, 16, 64),
-        "BLOCK_C": power_of_2(channels, 16, 64),
-        "BLOCK_S": power_of_2(squeezed, 16, 32),
-        "num_warps": 4,
-    }
+    blocks = shrink(
+        {"BLOCK_P": power_of_2(pixels, 16, 64), "BLOCK_C": power_of_2(channels, 16, 128 // itemsize)},
+        {"BLOCK_C": 32, "BLOCK_P": 32},
+        {"BLOCK_P": images * pixels, "BLOCK_C": channels},
+        sms,
+    )
+    return {**blocks, "BLOCK_S": power_of_2(squeezed, 16, 32), "num_warps": 4}
 
 
-def excite(parts: int, channels: int) -> Config:
+def excite(images: int, parts: int, channels: int, sms: int = SMS) -> Config:
     """For `parts` of the hidden units to the scales of `channels`."""
-    return {"BLOCK_PARTS": power_of_2(parts, 1, 16), "BLOCK_C": power_of_2(channels, 16, 32), "num_warps": 4}
+    blocks = shrink({"BLOCK_C": power_of_2(channels, 16, 32)}, {"BLOCK_C": 16}, {"BLOCK_C": images * channels}, sms)
+    return {**blocks, "BLOCK_PARTS": power_of_2(parts, 1, 16), "num_warps": 4}
 
 
-def apply_scale(channels: int) -> Config:
+def apply_scale(rows: int, channels: int, itemsize: int, sms: int = SMS) -> Config:
     """For a pass over [rows, channels]."""
-    return {"BLOCK_P": 32, "BLOCK_C": power_of_2(channels, 16, 128), "num_warps": 4}
+    blocks = shrink(
+        {"BLOCK_P": 32, "BLOCK_C": power_of_2(channels, 16, 256 // itemsize)},
+        {"BLOCK_P": 8, "BLOCK_C": 64},
+        {"BLOCK_P": rows, "BLOCK_C": channels},
+        sms,
+    )
+    return {**blocks, "num_warps": 4}
 
 
 def stem_conv(images: int, pixels: int, sms: int = SMS) -> Config:
@@ -111,3 +141,18 @@ def linear(rows: int, outputs: int, inputs: int, itemsize: int, sms: int = SMS) 
         sms,
     )
     return {**blocks, "BLOCK_K": power_of_2(inputs, 16, 128 // itemsize), "num_warps": 4, "num_stages": 3}
+
+
+HEURISTICS: dict[str, Callable[..., Config]] = {
+    heuristic.__name__: heuristic
+    for heuristic in (
+        stem_conv,
+        pointwise_conv,
+        depthwise_conv,
+        depthwise_project,
+        squeeze,
+        excite,
+        apply_scale,
+        linear,
+    )
+}

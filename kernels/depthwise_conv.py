@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import Config, activate, begin, launch, narrow
+from mbv3fast.kernels._common import activate, begin, launch, narrow
+from mbv3fast.kernels.configs import Config
 from mbv3fast.kernels.squeeze_excite import squeeze_slice
 
 
@@ -20,6 +21,11 @@ def tile_pixels(tile, tiles_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
 def count_tiles(out: torch.Tensor, config: Config) -> int:
     """Tiles of each image of `out` [N, H', W', C']."""
     return triton.cdiv(out.shape[1], config["TILE_H"]) * triton.cdiv(out.shape[2], config["TILE_W"])
+
+
+def count_parts(out: torch.Tensor, config: Config) -> int:
+    """Parts of each image's `hidden`: a tile and a block of channels each."""
+    return count_tiles(out, config) * triton.cdiv(out.shape[3], config["BLOCK_C"])
 
 
 @triton.jit
@@ -151,8 +157,10 @@ def depthwise_conv(
     _, out_height, out_width, _ = out.shape
     launch(
         _depthwise_conv_kernel,
-        images * count_tiles(out, config) * triton.cdiv(channels, config["BLOCK_C"]),
-        (x, weight, bias, fc1_weight, out, pool, hidden, height, width, out_height, out_width, padding[2], padding[0]),
+        images * count_parts(out, config),
+        (x, weight, bias, fc1_weight),
+        (out, pool, hidden),
+        (height, width, out_height, out_width, padding[2], padding[0]),
         C=channels,
         S=0 if fc1_weight is None else fc1_weight.shape[0],
         KERNEL=kernel,

@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import Config, activate, begin, dot, launch, narrow, one_block
+from mbv3fast.kernels._common import activate, begin, dot, launch, narrow, one_block
+from mbv3fast.kernels.configs import Config
 from mbv3fast.kernels.depthwise_conv import count_tiles, depthwise_tile, tile_pixels
 
 
@@ -107,21 +108,9 @@ def depthwise_project(
     launch(
         _depthwise_project_kernel,
         images * count_tiles(out, config),
-        (
-            x,
-            weight,
-            bias,
-            project_weight,
-            project_bias,
-            residual,
-            out,
-            height,
-            width,
-            out_height,
-            out_width,
-            padding[2],
-            padding[0],
-        ),
+        (x, weight, bias, project_weight, project_bias, residual),
+        (out,),
+        (height, width, out_height, out_width, padding[2], padding[0]),
         C=channels,
         N=outputs,
         KERNEL=kernel,

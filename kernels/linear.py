@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import Config, activate, begin, dot, launch, narrow
+from mbv3fast.kernels._common import activate, begin, dot, launch, narrow
+from mbv3fast.kernels.configs import Config
 
 
 @triton.jit
@@ -80,7 +81,9 @@ def linear(
     launch(
         _linear_kernel,
         triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(outputs, config["BLOCK_N"]),
-        (x, weight, bias, out, rows, parts, pixels),
+        (x, weight, bias),
+        (out,),
+        (rows, parts, pixels),
         K=inputs,
         N=outputs,
         ACTIVATION=activation,

@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import Config, activate, begin, dot, launch, narrow
+from mbv3fast.kernels._common import activate, begin, dot, launch, narrow
+from mbv3fast.kernels.configs import Config
 
 
 @triton.jit(do_not_specialize=["rows", "pixels"])
@@ -64,6 +65,11 @@ def _pointwise_conv_kernel(
         tl.store(pool + tile * N + n, tl.sum(tl.where(wanted, acc, 0.0), axis=0), n < N)
 
 
+def count_tiles(pixels: int, config: Config) -> int:
+    """Tiles of each image where they end with it, which is where its sums are wanted."""
+    return triton.cdiv(pixels, config["BLOCK_M"])
+
+
 def pointwise_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -84,6 +90,7 @@ def pointwise_conv(
 
     x: `rows` pixels, `pixels` an image, of K contiguous channels. weight [N, K] of x's dtype, bias [N] float32.
     residual, out: [rows, N] of x's dtype. scale: [images, K] float32. pool: [images, cdiv(pixels, BLOCK_M), N]
+    (`count_tiles`)
     float32, the sums over each tile's pixels of what `out` would hold, unrounded.
     """
     outputs, inputs = weight.shape[:2]
@@ -91,7 +98,9 @@ def pointwise_conv(
     launch(
         _pointwise_conv_kernel,
         tiles * triton.cdiv(outputs, config["BLOCK_N"]),
-        (x, weight, bias, residual, scale, out, pool, rows, pixels),
+        (x, weight, bias, residual, scale),
+        (out, pool),
+        (rows, pixels),
         K=inputs,
         N=outputs,
         ACTIVATION=activation,

@@ -12,7 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import Config, activate, begin, hardsigmoid, launch, narrow
+from mbv3fast.kernels._common import activate, begin, hardsigmoid, launch, narrow
+from mbv3fast.kernels.configs import Config
+
+
+def count_parts(pixels: int, channels: int, config: Config) -> int:
+    """Parts of each image's `hidden` that `squeeze` makes."""
+    return triton.cdiv(pixels, config["BLOCK_P"]) * triton.cdiv(channels, config["BLOCK_C"])
 
 
 @triton.jit
@@ -126,7 +132,9 @@ def squeeze(
     launch(
         _squeeze_kernel,
         hidden.shape[0] * hidden.shape[1],
-        (x, fc1_weight, hidden, pixels),
+        (x, fc1_weight),
+        (hidden,),
+        (pixels,),
         C=channels,
         S=squeezed,
         config=config,
@@ -155,7 +163,9 @@ def excite(
     launch(
         _excite_kernel,
         images * triton.cdiv(channels, config["BLOCK_C"]),
-        (hidden, fc1_bias, fc2_weight, fc2_bias, scale, parts, pixels),
+        (hidden, fc1_bias, fc2_weight, fc2_bias),
+        (scale,),
+        (parts, pixels),
         C=channels,
         S=squeezed,
         ACTIVATION=activation,
@@ -180,7 +190,9 @@ def apply_scale(
     launch(
         _scale_kernel,
         triton.cdiv(rows, config["BLOCK_P"]) * triton.cdiv(channels, config["BLOCK_C"]),
-        (x, scale, out, rows, pixels),
+        (x, scale),
+        (out,),
+        (rows, pixels),
         C=channels,
         config=config,
         pdl=pdl,

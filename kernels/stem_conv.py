@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import Config, activate, begin, launch, narrow, one_block
+from mbv3fast.kernels._common import activate, begin, launch, narrow, one_block
+from mbv3fast.kernels.configs import Config
 
 
 @triton.jit(
@@ -98,21 +99,9 @@ def stem_conv(
     launch(
         _stem_conv_kernel,
         images * triton.cdiv(out_height * out_width, config["BLOCK_P"]),
-        (
-            x,
-            weight,
-            bias,
-            shift,
-            factor,
-            out,
-            *x.stride(),
-            height,
-            width,
-            out_height,
-            out_width,
-            padding[2],
-            padding[0],
-        ),
+        (x, weight, bias, shift, factor),
+        (out,),
+        (*x.stride(), height, width, out_height, out_width, padding[2], padding[0]),
         C=channels,
         N=outputs,
         KERNEL=kernel,

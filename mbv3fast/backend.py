@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 BACKENDS = ("auto", "cuda", "triton", "torch")
 ENVIRONMENT = "MBV3FAST_BACKEND"
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-OPS = ("stem_conv", "pointwise_conv", "depthwise_conv", "squeeze_excite", "global_mean", "linear")
+_OLDEST = (7, 5)  # compute capability
+_OLDEST_BFLOAT16 = (8, 0)
 
 
 class BackendError(RuntimeError):
@@ -19,37 +23,112 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Decision:
-    """`fused`: whether an engine runs the folded network; if not, PyTorch runs the modules. `reason`: why."""
+    """`fused`: whether an engine runs the folded network; if not, PyTorch runs the modules. `reason`: why.
+
+    backend: "triton", whose kernels then run, or "torch".
+    """
 
     fused: bool
     reason: str
+    backend: str = "torch"
 
 
-def requested(backend: str) -> str:
+class Request(NamedTuple):
+    """The backend asked for, and what asked: "backend", the argument, or the environment's variable."""
+
+    name: str
+    origin: str
+
+
+def requested(backend: str) -> Request:
     """The backend asked for: the argument, or where that is "auto", the environment's MBV3FAST_BACKEND.
 
-    Raises ValueError for an unknown name, BackendError for one that this version doesn't have.
+    Raises ValueError for an unknown name, BackendError for one that can't be served on any device here.
     """
-    name = (os.environ.get(ENVIRONMENT) or "auto") if backend == "auto" else backend
-    origin = "backend" if backend != "auto" else ENVIRONMENT
+    by_argument = backend != "auto"
+    name = backend if by_argument else os.environ.get(ENVIRONMENT) or "auto"
+    request = Request(name, "backend" if by_argument else ENVIRONMENT)
     if name not in BACKENDS:
-        raise ValueError(f"{origin}: got {name!r}, needs one of {', '.join(BACKENDS)}")
-    if name in ("cuda", "triton"):
-        raise BackendError(f"{origin}: {name!r} has no kernels in this version; use 'auto' or 'torch'")
-    return name
+        raise ValueError(f"{request.origin}: got {name!r}, needs one of {', '.join(BACKENDS)}")
+    if name == "cuda":
+        raise BackendError(f"{request.origin}: 'cuda' has no kernels in this version; use 'auto', 'triton' or 'torch'")
+    if name == "triton" and not triton_installed():
+        raise BackendError(f"{request.origin}: 'triton' needs Triton; pip install 'mbv3fast[triton]'")
+    return request
 
 
-def decide(device: torch.device, dtype: torch.dtype) -> Decision:
-    """Whether the folded network runs on tensors of this device and dtype."""
+def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decision:
+    """Who runs a network on tensors of this device and dtype. Raises BackendError where who was asked for can't."""
+    lack = lacks_kernels(device, dtype)
+    if request.name == "triton" and lack:
+        raise BackendError(f"{request.origin}: 'triton' can't serve {dtype} on {device}: {lack}")
+    if request.name == "triton" or (request.name == "auto" and device.type == "cuda" and not lack):
+        how = "in Triton's interpreter" if device.type == "cpu" else f"on {device}"
+        return Decision(True, f"Triton: fused kernels {how}", "triton")
     if device.type != "cpu":
-        return Decision(False, f"no kernels for {device.type} in this version: PyTorch runs the modules")
+        why = "backend 'torch'" if request.name == "torch" else lack
+        return Decision(False, f"{why}: PyTorch runs the modules")
     if dtype not in SERVED_DTYPES:
         return Decision(False, f"{dtype} is not served: PyTorch runs the modules")
     return Decision(True, "CPU: batch norm folded, channels_last, run in float32 by PyTorch's convolutions")
 
 
-def serving_table(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """For each op, who serves it and why (what `mbv3fast doctor` prints)."""
-    decision = decide(device, dtype)
-    how = "torch, folded" if decision.fused else "torch, by module"
-    return dict.fromkeys(OPS, f"{how}: {decision.reason}")
+def plan_backend(request: Request, device: torch.device, dtype: torch.dtype) -> str:
+    """Whose plan a model has, "triton" or "torch"; what was asked for needn't be served on this device."""
+    return "triton" if request.name == "triton" else decide(request, device, dtype).backend
+
+
+def lacks_kernels(device: torch.device, dtype: torch.dtype) -> str:
+    """Why no kernel of ours takes tensors of this device and dtype; empty where they do."""
+    if dtype not in SERVED_DTYPES:
+        return f"{dtype} is not served"
+    if not triton_installed():
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return "" if interpreted() else "a CPU runs them in Triton's interpreter alone (TRITON_INTERPRET=1)"
+    if device.type != "cuda":
+        return f"no kernels for {device.type}"
+    if torch.version.hip:
+        return "no kernels for AMD"
+    if interpreted():
+        return "Triton's interpreter (TRITON_INTERPRET=1) runs on a CPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (_OLDEST_BFLOAT16 if dtype is torch.bfloat16 else _OLDEST):
+        return f"compute capability {capability[0]}.{capability[1]} is too old for {dtype}"
+    return ""
+
+
+def serves_op(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a single op on such tensors runs our kernels; MBV3FAST_BACKEND=torch leaves it to PyTorch."""
+    return os.environ.get(ENVIRONMENT) != "torch" and not lacks_kernels(device, dtype)
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Whether the kernels and their compiler are there."""
+    return all(_found(name) for name in ("triton", "mbv3fast.kernels"))
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, which is settled when the kernels are imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def serving_table(device: torch.device, dtype: torch.dtype, ops: list[str]) -> dict[str, str]:
+    """For each op, who serves it in a network and why (what `mbv3fast doctor` prints)."""
+    try:
+        decision = decide(requested("auto"), device, dtype)
+    except BackendError as error:
+        return dict.fromkeys(ops, f"nobody: {error}")
+    how = (
+        decision.backend if decision.backend == "triton" else "torch, folded" if decision.fused else "torch, by module"
+    )
+    return dict.fromkeys(ops, f"{how}: {decision.reason}")
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.fx
 from torch import Tensor, nn
 
 from mbv3fast.config import NetworkConfig
 from mbv3fast.description import read_description
 from mbv3fast.layers import first_conv
+from mbv3fast.preprocess import channels_first
 from mbv3fast.torch_state import autocast_enabled, is_traced, rewrites_state_dicts
 
 MIN_SIZE = 32
@@ -21,16 +23,20 @@ _WIDTHS_DIFFER = (
 
 
 def check_input(x: Tensor, features: nn.Module) -> None:
-    """Raise ValueError unless `x` is [N >= 1, C, H >= 32, W >= 32] as `features` take it, TypeError for no tensor."""
+    """Raise ValueError unless `x` is [N >= 1, C, H >= 32, W >= 32] as `features` take it, TypeError for no tensor.
+
+    Bytes may be [N, H, W, C] too, and need not be of the weights' dtype.
+    """
     if not isinstance(x, (Tensor, torch.fx.Proxy)):
         raise TypeError(f"x: got {type(x).__name__}, needs a tensor [N, C, H, W]")
     if is_traced(x):
         return  # its sizes may be symbols
     if x.dim() != 4:
         raise ValueError(f"x: got shape {tuple(x.shape)}, needs 4 dimensions [N, C, H, W]")
-    batch, channels, height, width = x.shape
     stem = first_conv(features)
-    wanted = (stem.in_channels if stem else 0) or channels  # 0: lazy, about to learn it
+    wanted = (stem.in_channels if stem else 0) or x.shape[1]  # 0: lazy, about to learn it
+    is_bytes = x.dtype == torch.uint8
+    batch, channels, height, width = channels_first(x, wanted).shape if is_bytes else x.shape
     if channels != wanted:
         hint = "; the layout is NCHW" if x.shape[3] == wanted else ""
         raise ValueError(f"x: got {channels} channels in shape {tuple(x.shape)}, needs {wanted}{hint}")
@@ -40,7 +46,7 @@ def check_input(x: Tensor, features: nn.Module) -> None:
         raise ValueError(f"x: got height {height}, width {width}, needs at least {MIN_SIZE} of each")
     if stem is not None and stem.weight.device != x.device:
         raise ValueError(f"x: is on {x.device}, the model on {stem.weight.device}; move one of them")
-    if stem is not None and stem.weight.dtype != x.dtype and not autocast_enabled(x.device):
+    if stem is not None and not is_bytes and stem.weight.dtype != x.dtype and not autocast_enabled(x.device):
         raise ValueError(f"x: got dtype {x.dtype}, the model's weights are {stem.weight.dtype}; convert one of them")
 
 

@@ -2,36 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mbv3fast.ops import OPS
+from mbv3fast.ops.target import Target, target_of
 from mbv3fast.plan import INPUT, Plan
+from mbv3fast.preprocess import Preprocess, channels_first
 from mbv3fast.torch_ops import TORCH_OPS
+
+
+class _Call(NamedTuple):
+    """A step bound to its function, and the values that nothing reads after it."""
+
+    function: Callable[..., Any]
+    inputs: Mapping[str, str]
+    arguments: dict[str, Any]
+    outputs: tuple[str, ...]
+    dead: list[str]
 
 
 class Engine:
     """A plan bound to the functions that run it; safe to call from several threads."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, preprocess: Preprocess) -> None:
+        """preprocess: how bytes are normalised."""
         self.plan = plan
-        last_use = plan.last_use()
-        dropped: list[list[str]] = [[] for _ in plan.steps]
-        for name, index in last_use.items():
-            dropped[index].append(name)
-        self._calls: list[tuple[Callable[..., Tensor], tuple[str, ...], dict[str, Any], str, list[str]]] = [
-            (TORCH_OPS[step.op], step.inputs, {**step.tensors, **step.options}, step.name, dead)
-            for step, dead in zip(plan.steps, dropped, strict=True)
+        self._preprocess = preprocess
+        self._factors: dict[torch.device, dict[str, Tensor]] = {}
+        dead: list[list[str]] = [[] for _ in plan.steps]
+        for name, index in plan.last_use().items():
+            dead[index].append(name)
+        functions = TORCH_OPS if plan.backend == "torch" else {name: op.run for name, op in OPS.items()}
+        self._calls = [
+            _Call(functions[step.op], step.inputs, {**step.tensors, **step.options}, step.outputs, gone)
+            for step, gone in zip(plan.steps, dead, strict=True)
         ]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The plan's outputs for x [N, C, H, W], of x's dtype; activations are freed after their last use."""
-        values = {INPUT: x.to(self.plan.dtype, memory_format=torch.channels_last)}
-        for op, inputs, arguments, name, dead in self._calls:
-            values[name] = op(*[values[source] for source in inputs], **arguments)
+        """The plan's outputs for x [N, C, H, W], of x's dtype; activations are freed after their last use.
+
+        Our kernels' plans take bytes too, [N, C, H, W] or [N, H, W, C]; the outputs are then of the plan's dtype.
+        """
+        if self.plan.backend == "torch":
+            dtype = x.dtype
+            values = self._run({INPUT: x.to(self.plan.dtype, memory_format=torch.channels_last)}, {})
+        else:
+            dtype = self.plan.dtype
+            is_bytes = x.dtype == torch.uint8
+            factors = self._factors_on(x.device) if is_bytes else {}
+            x = channels_first(x, len(self._preprocess.mean)) if is_bytes else x
+            values = self._run({INPUT: x}, {"target": target_of(x.device, pdl=True)}, factors)
+        # Detached, since under no_grad a view may not be written to later, where gradients are on.
+        return tuple(values[name].to(dtype).detach() for name in self.plan.outputs)
+
+    def _run(
+        self, values: dict[str, Tensor], how: dict[str, Target], first: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> dict[str, Tensor]:
+        """Every value that is left in the end; `first` are arguments that only the first step has."""
+        for function, inputs, arguments, outputs, dead in self._calls:
+            result = function(**{name: values[value] for name, value in inputs.items()}, **arguments, **how, **first)
+            values |= zip(outputs, result if len(outputs) > 1 else (result,), strict=True)
+            first = {}
             for value in dead:
                 del values[value]
-        # Detached, since under no_grad a view may not be written to later, where gradients are on.
-        return tuple(values[name].to(x.dtype).detach() for name in self.plan.outputs)
+        return values
+
+    def _factors_on(self, device: torch.device) -> dict[str, Tensor]:
+        if device not in self._factors:
+            self._factors[device] = dict(zip(("factor", "shift"), self._preprocess.factors(device), strict=True))
+        return self._factors[device]

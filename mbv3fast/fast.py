@@ -6,18 +6,18 @@ import functools
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mbv3fast.backend import Decision, decide, requested
+from mbv3fast.backend import BackendError, Decision, decide, plan_backend, requested
 from mbv3fast.config import FeatureLevel, NetworkConfig
 from mbv3fast.engine import Engine
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features, fold_head, fold_pool
 from mbv3fast.freshness import Snapshot, untrackable
-from mbv3fast.lower import lower_torch
+from mbv3fast.lower import lower_torch, lower_triton
 from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3
 from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
@@ -49,7 +49,7 @@ class _Built:
     """What came of folding a model, a service or why there can be none, and the state of it that this is right for."""
 
     snapshot: Snapshot
-    levels: tuple[FeatureLevel, ...]
+    settings: tuple[Any, ...]
     result: _Service | str
 
 
@@ -65,21 +65,25 @@ class _Fused(Backbone):
         Raises what `model(x)` would for an `x` that is no input.
         """
         self.check_input(x)
-        found = self._resolve(x)
+        decision = self._decide(x)
+        if not decision.fused:
+            return decision
+        found = self._current(decision)
         if isinstance(found, str):
             return Decision(False, found)
         head = f"; the classifier is left to PyTorch: {found.head_refused}" if found.head_refused else ""
-        return Decision(True, decide(x.device, x.dtype).reason + head)
+        return replace(decision, reason=decision.reason + head)
 
     def plan(self) -> Plan:
         """The steps that the engine runs for this model in eval. Raises UnsupportedError where PyTorch must."""
-        return self._fuse().engine.plan
+        like = next(self.parameters())
+        return self._fuse(plan_backend(requested(self.backend), like.device, like.dtype)).engine.plan
 
     def repack(self) -> None:
         """Forget the folded weights, so that the next forward reads them anew.
 
-        Needed only after writes that PyTorch doesn't count (through `.data`, NumPy views or another process) to a
-        part of a tensor; those to a whole tensor are noticed.
+        Needed only after writes that PyTorch doesn't count (through `.data`, NumPy views or another process): on a GPU
+        after all of them, on a CPU after those to a part of a tensor; those to a whole tensor are noticed there.
         """
         with _BUILDING:  # so that a build under way in another thread is forgotten too
             self._built = None
@@ -96,7 +100,7 @@ class _Fused(Backbone):
         return {name: value for name, value in self.__dict__.items() if name != "_built"}
 
     @abstractmethod
-    def _fuse(self) -> _Service:
+    def _fuse(self, backend: str) -> _Service:
         """A new engine for the model as it is. Raises UnsupportedError."""
 
     @abstractmethod
@@ -111,26 +115,40 @@ class _Fused(Backbone):
         """The feature maps that are put out, none where it is logits."""
         return ()
 
-    def _serving(self, x: Tensor) -> _Service | None:
-        """What serves `model(x)`, None where PyTorch must run the modules; a reason is logged once."""
-        found = self._resolve(x)
-        if not isinstance(found, str):
-            if found.head_refused:
-                _say_once(f"PyTorch runs this model's classifier: {found.head_refused}")
-            return found
+    def _engine(self, network: FoldedNetwork, backend: str, taps: Sequence[int] | None = None) -> Engine:
+        dtype = common_dtype(self.features)
+        if backend == "triton":
+            return Engine(lower_triton(network, dtype, taps), self._preprocess())
+        return Engine(lower_torch(network, _computing_dtype(self.features), taps), self._preprocess())
+
+    def _serve(self, x: Tensor) -> tuple[tuple[Tensor, ...], _Service] | None:
+        """The outputs for `x`, and what made them; None where PyTorch must run the modules, the reason logged once."""
+        decision = self._decide(x)
+        if decision.fused:
+            found = self._current(decision)
+            if not isinstance(found, str):
+                if found.head_refused:
+                    _say_once(f"PyTorch runs this model's classifier: {found.head_refused}")
+                given = x if decision.backend == "triton" else self.normalised(x)
+                return found.engine(given), found
+            decision = Decision(False, found)
         if torch.is_grad_enabled():
             self._built = None  # weights may move now, some without a trace; no lock, torch.compile traces this
-        if found not in (TRAINING, TRACED):
-            _say_once(f"PyTorch runs this model's modules: {found}")
+        if decision.reason not in (TRAINING, TRACED):
+            _say_once(f"PyTorch runs this model's modules: {decision.reason}")
         return None
 
-    def _resolve(self, x: Tensor) -> _Service | str:
-        """What serves `model(x)`, or why PyTorch must run the modules."""
-        return self._refusal(x) or self._current()
+    def _decide(self, x: Tensor) -> Decision:
+        """Whether this call is an engine's, as far as can be said without building one."""
+        request = requested(self.backend)
+        reason = self._refusal(x)
+        if reason:
+            return Decision(False, reason)
+        dtype = next(self.features.parameters()).dtype if x.dtype == torch.uint8 else x.dtype
+        return decide(request, x.device, dtype)
 
-    def _refusal(self, x: Tensor) -> str | None:
-        """Why this call isn't the engine's, whatever it would be built from; None where it may be."""
-        requested(self.backend)
+    def _refusal(self, x: Tensor) -> str:
+        """Why this call is PyTorch's, whatever the backend; empty where it isn't."""
         if self.training:
             return TRAINING
         if is_replica(self):
@@ -145,37 +163,43 @@ class _Fused(Backbone):
             return "autocast is enabled"
         if transform_active():
             return "a torch.func transform or forward-mode differentiation is active"
-        if global_hooks():
-            return "hooks for all modules are registered"
-        decision = decide(x.device, x.dtype)
-        return None if decision.fused else decision.reason
+        return "hooks for all modules are registered" if global_hooks() else ""
 
-    def _fresh(self) -> _Built | None:
+    def _fresh(self, settings: tuple[Any, ...]) -> _Built | None:
         """What was built, if the model is still as it was then."""
         built = self._built
-        holds = built is not None and built.levels == self._levels() and built.snapshot.holds()
+        holds = built is not None and built.settings == settings and built.snapshot.holds()
         return built if holds else None
 
-    def _current(self) -> _Service | str:
-        """What serves the model as it is now, or why nothing can."""
-        built = self._fresh()
+    def _current(self, decision: Decision) -> _Service | str:
+        """What serves the model as it is now, or why nothing can.
+
+        Raises BackendError where nothing can, but a backend was asked for.
+        """
+        settings = (decision.backend, self._levels(), self._preprocess())
+        built = self._fresh(settings)
         if built is None:
             with _BUILDING:
-                built = self._fresh()  # another thread may have built it meanwhile
+                built = self._fresh(settings)  # another thread may have built it meanwhile
                 if built is None:
                     reason = untrackable(self)
                     if reason:
-                        return reason
-                    built = self._built = self._build()
-        return built.result
+                        return self._unless_asked_for(reason)
+                    built = self._built = self._build(decision.backend, settings)
+        return built.result if isinstance(built.result, _Service) else self._unless_asked_for(built.result)
 
-    def _build(self) -> _Built:
-        levels = self._levels()
+    def _unless_asked_for(self, reason: str) -> str:
+        request = requested(self.backend)
+        if request.name == "triton":
+            raise BackendError(f"{request.origin}: 'triton' can't serve this model: {reason}")
+        return reason
+
+    def _build(self, backend: str, settings: tuple[Any, ...]) -> _Built:
         snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
         try:
-            return _Built(snapshot, levels, self._fuse())
+            return _Built(snapshot, settings, self._fuse(backend))
         except UnsupportedError as unsupported:
-            return _Built(snapshot, levels, str(unsupported))
+            return _Built(snapshot, settings, str(unsupported))
 
 
 class FusedMobileNetV3(_Fused, MobileNetV3):
@@ -183,10 +207,10 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        service = self._serving(x)
-        if service is None:
+        served = self._serve(x)
+        if served is None:
             return self.reference_forward(x)
-        (out,) = service.engine(x)
+        (out,), service = served
         return self.forward_head(out) if service.head_refused else out
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -200,9 +224,8 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
     def _parts(self) -> tuple[nn.Module, ...]:
         return (self.features, self.avgpool, self.classifier)
 
-    def _fuse(self) -> _Service:
+    def _fuse(self, backend: str) -> _Service:
         layers = fold_features(self.features)
-        dtype = _computing_dtype(self.features)
         try:
             fold_pool(self.avgpool)
             head = fold_head(self.classifier)
@@ -210,8 +233,8 @@ class FusedMobileNetV3(_Fused, MobileNetV3):
             if head_dtype != features_dtype:
                 raise UnsupportedError(f"classifier is {head_dtype}, features {features_dtype}")
         except UnsupportedError as unsupported:
-            return _Service(Engine(lower_torch(FoldedNetwork(layers, ()), dtype, taps=(-1,))), str(unsupported))
-        return _Service(Engine(lower_torch(FoldedNetwork(layers, head), dtype)))
+            return _Service(self._engine(FoldedNetwork(layers, ()), backend, taps=(-1,)), str(unsupported))
+        return _Service(self._engine(FoldedNetwork(layers, head), backend))
 
 
 class FusedFeatureExtractor(_Fused, FeatureExtractor):
@@ -219,8 +242,8 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self.check_input(x)
-        service = self._serving(x)
-        return self.reference_forward(x) if service is None else list(service.engine(x))
+        served = self._serve(x)
+        return self.reference_forward(x) if served is None else list(served[0])
 
     def _customised(self) -> bool:
         return _overrides(self, FusedFeatureExtractor, ("reference_forward",))
@@ -228,10 +251,10 @@ class FusedFeatureExtractor(_Fused, FeatureExtractor):
     def _levels(self) -> tuple[FeatureLevel, ...]:
         return tuple(self.levels)
 
-    def _fuse(self) -> _Service:
+    def _fuse(self, backend: str) -> _Service:
         layers = fold_features(self.features)
         taps = sorted({level.index for level in self.levels if level.index < len(layers)})
-        return _Service(Engine(lower_torch(FoldedNetwork(layers, ()), _computing_dtype(self.features), taps)))
+        return _Service(self._engine(FoldedNetwork(layers, ()), backend, taps))
 
 
 def build(

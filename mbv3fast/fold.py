@@ -155,8 +155,8 @@ def _fold_conv(module: nn.Module, name: str) -> FoldedConv:
         raise UnsupportedError(f"{name}.1 keeps no running statistics")
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise UnsupportedError(f"{name}.0 pads with {conv.padding_mode}, {conv.padding}")
-    if len({*conv.stride}) > 1 or len({*conv.dilation}) > 1:
-        raise UnsupportedError(f"{name}.0 has different strides or dilations in height and width")
+    if any(len({*sizes}) > 1 for sizes in (conv.kernel_size, conv.stride, conv.dilation)):
+        raise UnsupportedError(f"{name}.0 has a kernel, strides or dilations that differ in height and width")
     scale = torch.rsqrt(_wide(norm.running_var) + norm.eps)
     scale = scale if norm.weight is None else scale * _wide(norm.weight)
     offset = -_wide(norm.running_mean) if conv.bias is None else _wide(conv.bias) - _wide(norm.running_mean)

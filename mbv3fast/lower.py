@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbv3fast.fold import FoldedBlock, FoldedConv, FoldedLinear, FoldedNetwork, FoldedSqueezeExcite, UnsupportedError
-from mbv3fast.plan import INPUT, Plan, Step
+from mbv3fast.ops import pack_taps
+from mbv3fast.plan import GLOBAL_MEAN, INPUT, Plan, Step
+
+Tensors = dict[str, Tensor]
+BlockSteps = Callable[[FoldedBlock, str, torch.dtype], list[Step]]
+HeadSteps = Callable[[FoldedConv, tuple[FoldedLinear, ...], str, torch.dtype], list[Step]]
 
 
 def lower_torch(network: FoldedNetwork, dtype: torch.dtype, taps: Sequence[int] | None = None) -> Plan:
@@ -18,66 +23,162 @@ def lower_torch(network: FoldedNetwork, dtype: torch.dtype, taps: Sequence[int] 
     taps: indices of `features` layers whose outputs are the network's, in place of the pooled head.
     Raises UnsupportedError for a convolution that no op covers.
     """
-    steps: list[Step] = []
-    value = INPUT
-    layer_outputs: list[str] = []
-    for layer in network.layers:
-        steps += _block(layer, value, dtype) if isinstance(layer, FoldedBlock) else [_conv(layer, value, dtype)]
-        value = steps[-1].name
-        layer_outputs.append(value)
-    if taps is not None:
-        return Plan("torch", dtype, tuple(steps), tuple(layer_outputs[index] for index in taps))
-    steps.append(Step("global_mean", "avgpool", (value,), {}))
-    for linear in network.head:
-        steps.append(_linear(linear, steps[-1].name, dtype))
-    return Plan("torch", dtype, tuple(steps), (steps[-1].name,))
+    return _lower("torch", network, dtype, taps)
 
 
-def _block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[Step]:
+def lower_triton(network: FoldedNetwork, dtype: torch.dtype, taps: Sequence[int] | None = None) -> Plan:
+    """The plan of our kernels: depthwise and projection in one where no squeeze-excite stands between them, elsewhere
+    its squeeze in the depthwise's epilogue and its scale in the projection's prologue; the last convolution's mean
+    where that is computed. Biases are float32.
+
+    Arguments and errors as of `lower_torch`.
+    """
+    return _lower("triton", network, dtype, taps)
+
+
+def _lower(backend: str, network: FoldedNetwork, dtype: torch.dtype, taps: Sequence[int] | None) -> Plan:
+    block_steps, head_steps, pack = _BACKENDS[backend]
     steps: list[Step] = []
-    parts = (block.expand, block.depthwise, block.squeeze_excite, block.project)
-    for part in (part for part in parts if part is not None):
-        value = steps[-1].name if steps else source
-        if isinstance(part, FoldedSqueezeExcite):
-            steps.append(_squeeze_excite(part, value, dtype))
+    ends = [INPUT]
+    layers = network.layers if taps is not None else network.layers[:-1]
+    for layer in layers:
+        if isinstance(layer, FoldedBlock):
+            steps += block_steps(layer, ends[-1], dtype)
         else:
-            steps.append(_conv(part, value, dtype, residual=source if _adds(block, part) else None))
+            steps.append(_conv(layer, ends[-1], pack(layer, dtype)))
+        ends.append(steps[-1].name)
+    if taps is not None:
+        return Plan(backend, dtype, tuple(steps), tuple(ends[1:][index] for index in taps))
+    last = network.layers[-1]
+    if not isinstance(last, FoldedConv):
+        raise UnsupportedError(f"{last.name} is a block, needs a convolution before the mean")
+    steps += head_steps(last, network.head, ends[-1], dtype)
+    return Plan(backend, dtype, tuple(steps), (steps[-1].name,))
+
+
+def _torch_block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[Step]:
+    steps: list[Step] = []
+    value = source
+    for part in (block.expand, block.depthwise, block.squeeze_excite):
+        if isinstance(part, FoldedConv):
+            steps.append(_conv(part, value, _pack_torch(part, dtype)))
+        elif part is not None:
+            tensors = {name: tensor.to(dtype) for name, tensor in _fc_tensors(part).items()}
+            steps.append(Step("squeeze_excite", (part.name,), {"x": value}, tensors, {"activation": part.activation}))
+        value = steps[-1].name if steps else source
+    return [*steps, _conv(block.project, value, _pack_torch(block.project, dtype), **_residual(block, source))]
+
+
+def _torch_head(last: FoldedConv, head: tuple[FoldedLinear, ...], source: str, dtype: torch.dtype) -> list[Step]:
+    steps = [_conv(last, source, _pack_torch(last, dtype))]
+    steps.append(Step(GLOBAL_MEAN.name, ("avgpool",), {"x": last.name}, {}))
+    for linear in head:
+        bias = {} if linear.bias is None else {"bias": linear.bias.to(dtype)}
+        tensors = {"weight": linear.weight.to(dtype).contiguous(), **bias}
+        steps.append(_linear(linear, steps[-1].name, tensors))
     return steps
 
 
-def _adds(block: FoldedBlock, part: FoldedConv) -> bool:
-    return block.has_residual and part is block.project
+def _pack_torch(conv: FoldedConv, dtype: torch.dtype) -> Tensors:
+    weight = conv.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    return {"weight": weight, "bias": conv.bias.to(dtype)}
 
 
-def _conv(conv: FoldedConv, source: str, dtype: torch.dtype, residual: str | None = None) -> Step:
-    tensors = {"weight": _pack(conv.weight, dtype), "bias": conv.bias.to(dtype)}
+def _triton_block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[Step]:
+    steps, value = [], source
+    if block.expand is not None:
+        steps.append(_conv(block.expand, source, _pack_triton(block.expand, dtype)))
+        value = steps[-1].name
+    depthwise, part, project = block.depthwise, block.squeeze_excite, block.project
+    _expect(depthwise, "depthwise_conv")
+    _expect(project, "pointwise_conv")
+    tensors, options = _pack_triton(depthwise, dtype), _options(depthwise, "depthwise_conv")
+    residual = _residual(block, source)
+    projection = _pack_triton(project, dtype)
+    if part is None and project.activation is None:
+        tensors |= {f"project_{name}": tensor for name, tensor in projection.items()}
+        return [*steps, Step("depthwise_project", (project.name,), {"x": value, **residual}, tensors, options)]
+    if part is None:
+        return [*steps, _conv(depthwise, value, tensors), _conv(project, depthwise.name, projection, **residual)]
+    tensors |= {
+        name: (tensor.float() if name.endswith("bias") else tensor.to(dtype)).contiguous()
+        for name, tensor in _fc_tensors(part).items()
+    }
+    options["squeeze_activation"] = part.activation
+    outputs = (depthwise.name, part.name)
+    steps.append(Step("depthwise_squeeze_excite", outputs, {"x": value}, tensors, options))
+    return [*steps, _conv(project, depthwise.name, projection, scale=part.name, **residual)]
+
+
+def _triton_head(last: FoldedConv, head: tuple[FoldedLinear, ...], source: str, dtype: torch.dtype) -> list[Step]:
+    _expect(last, "pointwise_conv")
+    first, *others = head
+    tensors = _pack_triton(last, dtype)
+    tensors |= {f"linear_{name}": tensor for name, tensor in _pack_linear(first, dtype).items()}
+    options = {"activation": last.activation, "linear_activation": first.activation}
+    steps = [Step("pointwise_mean_linear", (first.name,), {"x": source}, tensors, options)]
+    for linear in others:
+        steps.append(_linear(linear, steps[-1].name, _pack_linear(linear, dtype)))
+    return steps
+
+
+def _pack_triton(conv: FoldedConv, dtype: torch.dtype) -> Tensors:
+    weight = conv.weight.to(dtype)
+    packed = weight.contiguous() if _op(conv) == "pointwise_conv" else pack_taps(weight)
+    return {"weight": packed, "bias": conv.bias.float()}
+
+
+def _pack_linear(linear: FoldedLinear, dtype: torch.dtype) -> Tensors:
+    bias = linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
+    return {"weight": linear.weight.to(dtype).contiguous(), "bias": bias.float()}
+
+
+def _conv(conv: FoldedConv, source: str, tensors: Tensors, **others: str) -> Step:
+    op = _op(conv)
+    if "residual" in others:
+        _expect(conv, "pointwise_conv", ", but its block has a residual")
+    return Step(op, (conv.name,), {"x": source, **others}, tensors, _options(conv, op))
+
+
+def _linear(linear: FoldedLinear, source: str, tensors: Tensors) -> Step:
+    return Step("linear", (linear.name,), {"x": source}, tensors, {"activation": linear.activation})
+
+
+def _options(conv: FoldedConv, op: str) -> dict[str, Any]:
     options: dict[str, Any] = {"activation": conv.activation}
-    spread: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding}
+    if op != "pointwise_conv":
+        options |= {"stride": conv.stride, "padding": conv.padding}
+    return options | ({"dilation": conv.dilation} if op == "depthwise_conv" else {})
+
+
+def _op(conv: FoldedConv) -> str:
+    """The op that computes it. Raises UnsupportedError where none does."""
     pointwise = conv.weight.shape[2:] == (1, 1) and conv.stride == 1 and conv.padding in ("same", (0, 0, 0, 0))
     if pointwise and conv.groups == 1:
-        inputs = (source,) if residual is None else (source, residual)
-        return Step("pointwise_conv", conv.name, inputs, tensors, options)
-    if residual is not None:
-        raise UnsupportedError(f"{conv.name} is no 1x1 convolution, but its block has a residual")
+        return "pointwise_conv"
     if conv.groups == conv.weight.shape[0] and conv.weight.shape[1] == 1:
-        return Step("depthwise_conv", conv.name, (source,), tensors, {**options, **spread, "dilation": conv.dilation})
+        return "depthwise_conv"
     if conv.groups == 1 and conv.dilation == 1:
-        return Step("stem_conv", conv.name, (source,), tensors, {**options, **spread})
+        return "stem_conv"
     raise UnsupportedError(f"{conv.name} is neither a dense, a 1x1 nor a depthwise convolution")
 
 
-def _squeeze_excite(part: FoldedSqueezeExcite, source: str, dtype: torch.dtype) -> Step:
-    names = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
-    tensors = {name: getattr(part, name).to(dtype).contiguous() for name in names}
-    return Step("squeeze_excite", part.name, (source,), tensors, {"activation": part.activation})
+def _expect(conv: FoldedConv, op: str, why: str = "") -> None:
+    if _op(conv) != op:
+        kind = "1x1" if op == "pointwise_conv" else "depthwise"
+        raise UnsupportedError(f"{conv.name} is no {kind} convolution{why}")
 
 
-def _linear(linear: FoldedLinear, source: str, dtype: torch.dtype) -> Step:
-    tensors = {"weight": linear.weight.to(dtype).contiguous()}
-    if linear.bias is not None:
-        tensors["bias"] = linear.bias.to(dtype)
-    return Step("linear", linear.name, (source,), tensors, {"activation": linear.activation})
+def _residual(block: FoldedBlock, source: str) -> dict[str, str]:
+    return {"residual": source} if block.has_residual else {}
 
 
-def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype).contiguous(memory_format=torch.channels_last)
+def _fc_tensors(part: FoldedSqueezeExcite) -> Tensors:
+    return {name: getattr(part, name) for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")}
+
+
+_Pack = Callable[[FoldedConv, torch.dtype], Tensors]
+_BACKENDS: dict[str, tuple[BlockSteps, HeadSteps, _Pack]] = {
+    "torch": (_torch_block, _torch_head, _pack_torch),
+    "triton": (_triton_block, _triton_head, _pack_triton),
+}

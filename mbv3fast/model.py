@@ -65,12 +65,19 @@ class Backbone(nn.Module):
         """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32], TypeError where it is no tensor."""
         check_input(x, self.features)
 
+    def normalised(self, x: Tensor) -> Tensor:
+        """`x`, if it is bytes normalised as by `transforms()`; floats are taken to be so already."""
+        if not isinstance(x, Tensor) or x.dtype != torch.uint8:  # torch.fx's stand for floats
+            return x
+        return self._preprocess().normalised(x, next(self.features.parameters()).dtype)
+
 
 class MobileNetV3(Backbone):
     """The classifier of Howard et al. 2019 (arXiv 1905.02244), with torchvision's module names.
 
-    Input [N, in_chans, H, W] of the weights' dtype (float32, float16, bfloat16), N >= 1, H and W >= 32;
-    output [N, num_classes], or the embedding [N, head_hidden_size] where num_classes is 0.
+    Input [N, in_chans, H, W] of the weights' dtype (float32, float16, bfloat16), N >= 1, H and W >= 32, or bytes,
+    [N, in_chans, H, W] or [N, H, W, in_chans] of uint8, which are normalised as `transforms()` does.
+    Output [N, num_classes], or the embedding [N, head_hidden_size] where num_classes is 0.
     Raises ValueError where an input has another shape or dtype.
     """
 
@@ -106,7 +113,7 @@ class MobileNetV3(Backbone):
     def forward_features(self, x: Tensor) -> Tensor:
         """[N, in_chans, H, W] to the last feature map [N, num_features, ceil(H / 32), ceil(W / 32)]."""
         self.check_input(x)
-        return self.features(x)
+        return self.features(self.normalised(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last feature map to logits [N, num_classes], or the embedding [N, hidden] with `pre_logits`."""
@@ -191,6 +198,7 @@ class FeatureExtractor(Backbone):
     def reference_forward(self, x: Tensor) -> list[Tensor]:
         """The forward module by module, by no engine."""
         self.check_input(x)
+        x = self.normalised(x)
         taps = {level.index for level in self.levels}
         outputs = []
         for index, module in enumerate(self.features):

@@ -4,74 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbv3fast.layers import Padding, same_padding
+from mbv3fast.ops import OPS
+from mbv3fast.ops.spec import Arg, Output, Sizes, Spec
+from mbv3fast.traffic import Traffic, kernel_traffic, torch_traffic
 
 INPUT = "x"
 Shape = tuple[int, ...]
+GLOBAL_MEAN = Spec("global_mean", (Arg("x", "N C H W"),), (Output("out", "N C"),), (), lambda _: 0)
+SPECS = {GLOBAL_MEAN.name: GLOBAL_MEAN, **{name: op.spec for name, op in OPS.items()}}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One call of a fused op: `op(*inputs, **tensors, **options)`.
+    """One call of a fused op: `op(**inputs, **tensors, **options)`.
 
-    `inputs` name the steps whose outputs it reads, "x" being the network's input; `name` is the path of the
-    module that it ends with.
+    `outputs` name its results after the modules that make them; `inputs` give each argument that is one of these, or
+    "x", the network's input.
     """
 
     op: str
-    name: str
-    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    inputs: Mapping[str, str]
     tensors: Mapping[str, Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def output_shape(self, shape: Shape) -> Shape:
-        """The shape of its output for a first input of `shape` ([N, C, H, W], or [N, C] after the mean)."""
-        batch = shape[0]
-        if self.op == "squeeze_excite":
-            return shape
-        if self.op == "global_mean":
-            return shape[:2]
-        weight = self.tensors["weight"]
-        if self.op == "linear":
-            return (batch, weight.shape[0])
-        return (batch, weight.shape[0], *self._spatial(shape[2:]))
+    @property
+    def name(self) -> str:
+        return self.outputs[0]
 
-    def _spatial(self, size: Shape) -> Shape:
-        kernel = tuple(self.tensors["weight"].shape[2:])
-        stride, dilation = self.options.get("stride", 1), self.options.get("dilation", 1)
-        left, right, top, bottom = self.padding(size)
-        padded = (size[0] + top + bottom, size[1] + left + right)
-        return tuple((p - (k - 1) * dilation - 1) // stride + 1 for p, k in zip(padded, kernel, strict=True))
-
-    def padding(self, size: Shape) -> Padding:
-        """Its (left, right, top, bottom) zeros around an input of height and width `size`."""
-        padding = self.options.get("padding", (0, 0, 0, 0))
-        if padding != "same":
-            return padding
-        stride, dilation = self.options.get("stride", 1), self.options.get("dilation", 1)
-        kernel = self.tensors["weight"].shape[2:]
-        return same_padding(size[0], size[1], kernel, (stride, stride), (dilation, dilation))
-
-    def macs(self, shape: Shape) -> int:
-        """Multiply-adds of its convolutions and matrices for a first input of `shape`."""
-        batch = shape[0]
-        if self.op == "squeeze_excite":
-            return batch * (self.tensors["fc1_weight"].numel() + self.tensors["fc2_weight"].numel())
-        if self.op == "global_mean":
-            return 0
-        positions = prod(self.output_shape(shape)[2:])
-        return batch * positions * self.tensors["weight"].numel()
+    def sizes(self, shapes: Mapping[str, Shape]) -> Sizes:
+        """The sizes of its op's symbols, for inputs of `shapes` by argument."""
+        tensors = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        return SPECS[self.op].sizes({**tensors, **shapes}, self.options)
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step does at one input size. Bytes are of activations; `weight_bytes` of its tensors."""
+    """What a step does at one input size.
+
+    bytes_read and bytes_written are of activations, weight_bytes of its tensors, partial_bytes of the float32 sums and
+    scales that kernels pass on.
+    """
 
     op: str
     name: str
@@ -80,6 +58,7 @@ class StepCost:
     bytes_read: int
     bytes_written: int
     weight_bytes: int
+    partial_bytes: int
     macs: int
     launches: int
 
@@ -101,66 +80,59 @@ class Plan:
 
     def last_use(self) -> dict[str, int]:
         """For each value the index of the last step that reads it; outputs are never dropped."""
-        last = {name: index for index, step in enumerate(self.steps) for name in step.inputs}
+        last = {name: index for index, step in enumerate(self.steps) for name in step.inputs.values()}
         return {name: index for name, index in last.items() if name not in self.outputs}
+
+    def shapes(self, shape: Shape) -> dict[str, Shape]:
+        """The shape of every value for an input of `shape` [N, C, H, W]."""
+        shapes = {INPUT: shape}
+        for step in self.steps:
+            sizes = step.sizes({argument: shapes[name] for argument, name in step.inputs.items()})
+            shapes |= dict(zip(step.outputs, SPECS[step.op].output_shapes(sizes), strict=True))
+        return shapes
 
     def costs(self, shape: Shape) -> list[StepCost]:
         """The cost of each step for an input of `shape` [N, C, H, W]."""
-        itemsize = self.dtype.itemsize
-        shapes: dict[str, Shape] = {INPUT: shape}
-        costs = []
-        for step in self.steps:
-            inputs = tuple(shapes[name] for name in step.inputs)
-            shapes[step.name] = output = step.output_shape(inputs[0])
-            reads, writes, launches = _passes(step, inputs, output)
-            costs.append(
-                StepCost(
-                    op=step.op,
-                    name=step.name,
-                    inputs=inputs,
-                    output=output,
-                    bytes_read=reads * itemsize,
-                    bytes_written=writes * itemsize,
-                    weight_bytes=sum(t.numel() * t.element_size() for t in step.tensors.values()),
-                    macs=step.macs(inputs[0]),
-                    launches=launches,
-                )
-            )
-        return costs
+        shapes = self.shapes(shape)
+        return [self._cost(step, shapes) for step in self.steps]
+
+    def _cost(self, step: Step, shapes: Mapping[str, Shape]) -> StepCost:
+        inputs = {argument: shapes[name] for argument, name in step.inputs.items()}
+        traffic = self._traffic(step, inputs, shapes[step.name])
+        return StepCost(
+            op=step.op,
+            name=step.name,
+            inputs=tuple(inputs.values()),
+            output=shapes[step.name],
+            bytes_read=traffic.read,
+            bytes_written=traffic.written,
+            weight_bytes=sum(t.numel() * t.element_size() for t in step.tensors.values()),
+            partial_bytes=traffic.partial,
+            macs=SPECS[step.op].macs(step.sizes(inputs)),
+            launches=traffic.launches,
+        )
+
+    def _traffic(self, step: Step, inputs: Mapping[str, Shape], output: Shape) -> Traffic:
+        if self.backend == "torch":
+            return torch_traffic(step.op, inputs, step.tensors, step.options, output, self.dtype.itemsize)
+        return kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, self.dtype)
+
+    def peak_bytes(self, shape: Shape) -> int:
+        """The most memory that activations take at once, beside the caller's input and the weights."""
+        shapes, last_use = self.shapes(shape), self.last_use()
+        size = {name: torch.Size(s).numel() * self.dtype.itemsize for name, s in shapes.items()}
+        live: set[str] = set()
+        peak = 0
+        for index, step in enumerate(self.steps):
+            live |= set(step.outputs)
+            peak = max(peak, sum(size[name] for name in live))
+            live -= {name for name, last in last_use.items() if last == index}
+        return peak
 
     def to_dict(self, shape: Shape) -> dict[str, Any]:
         """A JSON-able form: the plan's backend, totals, and each step's cost."""
         costs = [cost.to_dict() for cost in self.costs(shape)]
-        counted = ("bytes_read", "bytes_written", "weight_bytes", "macs", "launches")
+        counted = ("bytes_read", "bytes_written", "weight_bytes", "partial_bytes", "macs", "launches")
         totals = {name: sum(cost[name] for cost in costs) for name in counted}
+        totals["peak_activation_bytes"] = self.peak_bytes(shape)
         return {"backend": self.backend, "input": list(shape), "totals": totals, "steps": costs}
-
-
-def _passes(step: Step, inputs: tuple[Shape, ...], output: Shape) -> tuple[int, int, int]:
-    """Activation elements read and written, and kernels launched, by PyTorch's own ops for one step.
-
-    PyTorch makes a pass of its own over the output for each activation and each residual.
-    """
-    source, result = prod(inputs[0]), prod(output)
-    if step.op == "squeeze_excite":  # mean, fc1, activation, fc2, hardsigmoid, multiply
-        channels, hidden = source // prod(inputs[0][2:]), step.tensors["fc1_weight"].shape[0] * inputs[0][0]
-        vectors_read = channels + hidden + hidden + channels + channels
-        vectors_written = channels + hidden + hidden + channels + channels
-        return 2 * source + vectors_read, result + vectors_written, 6
-    if step.op == "global_mean":
-        return source, result, 1
-    extra = int(step.options.get("activation") is not None)
-    residual = len(inputs) - 1
-    padded = _padded_copy(step, inputs[0])
-    reads = (padded + source if padded else source) + (extra + 2 * residual) * result
-    return reads, padded + (1 + extra + residual) * result, 1 + extra + residual + (padded > 0)
-
-
-def _padded_copy(step: Step, shape: Shape) -> int:
-    """Elements of the copy that PyTorch makes where padding differs from side to side, 0 where it doesn't."""
-    if len(shape) != 4:
-        return 0
-    left, right, top, bottom = step.padding(shape[2:])
-    if left == right and top == bottom:
-        return 0
-    return prod(shape[:2]) * (shape[2] + top + bottom) * (shape[3] + left + right)

@@ -85,6 +85,17 @@ class Preprocess:
         )
         return (pixels - mean) / std
 
+    def normalised(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Bytes [N, C, H, W] or [N, H, W, C] as the weights want them: (x / 255 - mean) / std, [N, C, H, W]."""
+        factor, shift = self.factors(x.device)
+        x = channels_first(x, len(self.mean)).to(torch.float32)
+        return (x * factor[:, None, None] - shift[:, None, None]).to(dtype)
+
+    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """factor and shift [C], with which x * factor - shift is (x / 255 - mean) / std."""
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        return (1 / (255 * std)).to(device, torch.float32), (mean / std).to(device, torch.float32)
+
     def _from_pil(self, image: Image.Image) -> Tensor:
         if not isinstance(image, Image.Image):
             raise TypeError(f"image: got {type(image).__name__}, needs a PIL image or a uint8 tensor [C, H, W]")
@@ -122,6 +133,11 @@ class Preprocess:
 
     def _offset(self, size: int) -> int:
         return round((size - self.crop) / 2.0)
+
+
+def channels_first(x: Tensor, channels: int) -> Tensor:
+    """A batch of bytes as [N, C, H, W], a view: [N, H, W, C] where only that has `channels` channels."""
+    return x.permute(0, 3, 1, 2) if x.shape[1] != channels and x.shape[3] == channels else x
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

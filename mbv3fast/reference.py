@@ -6,7 +6,7 @@ they are and returns the input's dtype.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,25 +29,38 @@ def stem_conv_ref(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
+    factor: Tensor | None = None,
+    shift: Tensor | None = None,
     *,
     stride: int = 2,
     padding: Padding | Literal["same"] = (1, 1, 1, 1),
     activation: Activation | None = "hardswish",
 ) -> Tensor:
-    """Dense convolution + bias + activation: x [N, C, H, W], weight [C', C, k, k], bias [C']."""
-    return activate(_conv(x, weight, bias, stride, padding, 1, 1), activation, inplace=True)
+    """Dense convolution of x * factor - shift, + bias + activation: x [N, C, H, W], weight [C', C, k, k], bias [C'].
+
+    factor and shift [C] normalise bytes; the result has the dtype of `weight`.
+    """
+    if factor is not None and shift is not None:
+        x = x.to(factor.dtype) * factor[:, None, None] - shift[:, None, None]
+    return activate(_conv(x.to(weight.dtype), weight, bias, stride, padding, 1, 1), activation, inplace=True)
 
 
 def pointwise_conv_ref(
     x: Tensor,
-    residual: Tensor | None = None,
-    *,
     weight: Tensor,
     bias: Tensor,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
     activation: Activation | None = None,
 ) -> Tensor:
-    """1x1 convolution + bias + activation (+ residual [N, C', H, W]): x [N, C, H, W], weight [C', C, 1, 1]."""
-    out = activate(F.conv2d(x, weight, bias), activation, inplace=True)
+    """1x1 convolution of x * scale, + bias + activation (+ residual [N, C', H, W]).
+
+    x [N, C, H, W], weight [C', C, 1, 1], bias [C'], scale [N, C].
+    """
+    if scale is not None:
+        x = (x * scale[:, :, None, None]).to(x.dtype)
+    out = activate(_conv(x, weight, bias, 1, (0, 0, 0, 0), 1, 1), activation, inplace=True)
     return out if residual is None else out.add_(residual)
 
 
@@ -63,6 +76,47 @@ def depthwise_conv_ref(
 ) -> Tensor:
     """Depthwise convolution + bias + activation: x [N, C, H, W], weight [C, 1, k, k], bias [C]."""
     return activate(_conv(x, weight, bias, stride, padding, dilation, x.shape[1]), activation, inplace=True)
+
+
+def depthwise_project_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: Padding | Literal["same"],
+    dilation: int = 1,
+    activation: Activation | None = None,
+) -> Tensor:
+    """`depthwise_conv_ref`, then `pointwise_conv_ref` with the residual [N, C', H', W']."""
+    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+    out = depthwise_conv_ref(x, weight, bias, **geometry, activation=activation)
+    return pointwise_conv_ref(out, project_weight, project_bias, residual)
+
+
+def depthwise_squeeze_excite_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    *,
+    stride: int = 1,
+    padding: Padding | Literal["same"],
+    dilation: int = 1,
+    activation: Activation | None = None,
+    squeeze_activation: Activation = "relu",
+) -> tuple[Tensor, Tensor]:
+    """`depthwise_conv_ref`, and what squeeze-excite would multiply its output by, [N, C] in float32 at least."""
+    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+    out = depthwise_conv_ref(x, weight, bias, **geometry, activation=activation)
+    scale = squeeze_excite_scale(out, fc1_weight, fc1_bias, fc2_weight, fc2_bias, squeeze_activation)
+    return out, scale.flatten(1).to(torch.promote_types(out.dtype, torch.float32))
 
 
 def squeeze_excite_ref(
@@ -82,8 +136,8 @@ def squeeze_excite_scale(
     x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor, activation: Activation
 ) -> Tensor:
     """What squeeze-excite multiplies x by, [N, C, 1, 1]."""
-    hidden = activate(F.linear(global_mean_ref(x), fc1_weight, fc1_bias), activation, inplace=True)
-    return F.hardsigmoid(F.linear(hidden, fc2_weight, fc2_bias))[:, :, None, None]
+    hidden = linear_ref(global_mean_ref(x), fc1_weight, fc1_bias, activation=activation)
+    return F.hardsigmoid(linear_ref(hidden, fc2_weight, fc2_bias))[:, :, None, None]
 
 
 def global_mean_ref(x: Tensor) -> Tensor:
@@ -95,7 +149,22 @@ def linear_ref(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation | None = None
 ) -> Tensor:
     """Linear layer + activation: x [N, C], weight [C', C], bias [C']."""
-    return activate(F.linear(x, weight, bias), activation, inplace=True)
+    return activate(F.linear(x, weight, None if bias is None else bias.to(x.dtype)), activation, inplace=True)
+
+
+def pointwise_mean_linear_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor,
+    *,
+    activation: Activation | None = "hardswish",
+    linear_activation: Activation | None = "hardswish",
+) -> Tensor:
+    """`pointwise_conv_ref`, its mean over height and width, `linear_ref`."""
+    pooled = global_mean_ref(pointwise_conv_ref(x, weight, bias, activation=activation))
+    return linear_ref(pooled, linear_weight, linear_bias, activation=linear_activation)
 
 
 def _conv(
@@ -113,4 +182,5 @@ def _conv(
     left, right, top, bottom = padding
     if left != right or top != bottom:
         x, left, top = F.pad(x, padding), 0, 0
+    bias = bias.to(x.dtype)  # which may be wider
     return F.conv2d(x, weight, bias, stride=stride, padding=(top, left), dilation=dilation, groups=groups)

@@ -24,12 +24,12 @@ _MOST_PIXELS = 1 << 14
 
 
 def pointwise_conv(
-    x: Tensor, residual: Tensor | None = None, *, weight: Tensor, bias: Tensor, activation: Activation | None = None
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, *, activation: Activation | None = None
 ) -> Tensor:
     """`pointwise_conv_ref`, few pixels in channels_last memory as a matrix product."""
     batch, _, height, width = x.shape
     if batch * height * width > _MOST_PIXELS or not x.is_contiguous(memory_format=torch.channels_last):
-        return pointwise_conv_ref(x, residual, weight=weight, bias=bias, activation=activation)
+        return pointwise_conv_ref(x, weight, bias, residual, activation=activation)
     pixels = x.permute(0, 2, 3, 1).flatten(0, 2)
     out = activate(F.linear(pixels, weight.flatten(1), bias), activation, inplace=True)
     out = out.view(batch, height, width, -1).permute(0, 3, 1, 2)

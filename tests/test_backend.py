@@ -6,16 +6,22 @@ import pytest
 import torch
 
 import mbv3fast
-from mbv3fast import BackendError
-from mbv3fast.backend import ENVIRONMENT, OPS, SERVED_DTYPES, decide, requested, serving_table
-from mbv3fast.engine import TORCH_OPS
+from mbv3fast import BackendError, backend
+from mbv3fast.backend import ENVIRONMENT, SERVED_DTYPES, Request, decide, lacks_kernels, requested, serving_table
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+AUTO, TORCH, TRITON = (Request(name, "backend") for name in ("auto", "torch", "triton"))
 
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that says that it has one, of compute capability 7.5."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
 
 
 @pytest.mark.parametrize(
@@ -27,6 +33,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", "auto", "auto"),
         ("torch", "cuda", "torch"),  # an argument outweighs the environment
         ("torch", "nonsense", "torch"),
+        ("triton", "torch", "triton"),
     ],
 )
 def test_the_argument_then_the_environment(
@@ -34,16 +41,22 @@ def test_the_argument_then_the_environment(
 ) -> None:
     if environment is not None:
         monkeypatch.setenv(ENVIRONMENT, environment)
-    assert requested(argument) == chosen
+    assert requested(argument).name == chosen
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
 @pytest.mark.parametrize("by", ["argument", "environment"])
-def test_a_backend_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, by: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("cuda", "'cuda' has no kernels in this version; use 'auto'"), ("triton", "'triton' needs Triton; pip install")],
+)
+def test_a_backend_that_no_device_here_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, message: str, by: str
+) -> None:
+    monkeypatch.setattr(backend, "triton_installed", lambda: False)
     origin = "backend" if by == "argument" else ENVIRONMENT
     if by == "environment":
         monkeypatch.setenv(ENVIRONMENT, name)
-    with pytest.raises(BackendError, match=f"^{origin}: '{name}' has no kernels in this version; use 'auto'"):
+    with pytest.raises(BackendError, match=f"^{origin}: {message}"):
         mbv3fast.small(backend=name if by == "argument" else "auto")
 
 
@@ -61,7 +74,7 @@ def test_the_environment_counts_at_each_call(monkeypatch: pytest.MonkeyPatch, fe
     model = mbv3fast.small(features_only=features_only).eval()
     pinned = mbv3fast.small(features_only=features_only, backend="torch").eval()
     x = torch.zeros(1, 3, 32, 32)
-    monkeypatch.setenv(ENVIRONMENT, "triton")
+    monkeypatch.setenv(ENVIRONMENT, "cuda")
     with torch.inference_mode():
         for call in (model, model.explain):
             with pytest.raises(BackendError, match=ENVIRONMENT):
@@ -82,8 +95,10 @@ def test_the_choice_survives_as_an_attribute() -> None:
 
 
 @pytest.mark.parametrize("dtype", SERVED_DTYPES)
-def test_the_cpu_serves_its_dtypes(dtype: torch.dtype) -> None:
-    assert decide(CPU, dtype).fused
+@pytest.mark.parametrize("request_", [AUTO, TORCH])
+def test_the_cpu_serves_its_dtypes(dtype: torch.dtype, request_: Request) -> None:
+    decision = decide(request_, CPU, dtype)
+    assert (decision.fused, decision.backend) == (True, "torch")
 
 
 @pytest.mark.parametrize(
@@ -91,17 +106,54 @@ def test_the_cpu_serves_its_dtypes(dtype: torch.dtype) -> None:
     [
         (CPU, torch.float64, "torch.float64 is not served: PyTorch runs the modules"),
         (CPU, torch.complex64, "torch.complex64 is not served: PyTorch runs the modules"),
-        (CUDA, torch.float16, "no kernels for cuda in this version: PyTorch runs the modules"),
-        (torch.device("meta"), torch.float32, "no kernels for meta in this version: PyTorch runs the modules"),
+        (CUDA, torch.float64, "torch.float64 is not served: PyTorch runs the modules"),
+        (CUDA, torch.bfloat16, "compute capability 7.5 is too old for torch.bfloat16: PyTorch runs the modules"),
+        (torch.device("meta"), torch.float32, "no kernels for meta: PyTorch runs the modules"),
     ],
 )
+@pytest.mark.usefixtures("gpu")
 def test_what_is_left_to_pytorch(device: torch.device, dtype: torch.dtype, reason: str) -> None:
-    decision = decide(device, dtype)
+    decision = decide(AUTO, device, dtype)
     assert (decision.fused, decision.reason) == (False, reason)
 
 
-def test_the_table_names_every_op_that_plans_are_made_of() -> None:
-    table = serving_table(CPU, torch.float32)
-    assert set(table) == set(OPS) == set(TORCH_OPS)
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_is_served_by_triton_unless_torch_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    decision = decide(AUTO, CUDA, torch.float16)
+    assert (decision.fused, decision.backend) == (True, "triton")
+    decision = decide(TORCH, CUDA, torch.float16)
+    assert (decision.fused, decision.reason) == (False, "backend 'torch': PyTorch runs the modules")
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert decide(AUTO, CUDA, torch.float16).reason.startswith("no kernels for AMD")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        (CPU, torch.float32, r"a CPU runs them in Triton's interpreter alone \(TRITON_INTERPRET=1\)"),
+        (CPU, torch.float64, "torch.float64 is not served"),
+        (torch.device("meta"), torch.float32, "no kernels for meta"),
+    ],
+)
+def test_triton_where_it_cannot_serve_is_an_error(device: torch.device, dtype: torch.dtype, reason: str) -> None:
+    with pytest.raises(BackendError, match=f"^backend: 'triton' can't serve {dtype} on {device}: {reason}"):
+        decide(TRITON, device, dtype)
+
+
+def test_a_model_asks_for_triton_at_its_first_forward() -> None:
+    model = mbv3fast.small(backend="triton").eval()
+    with torch.inference_mode(), pytest.raises(BackendError, match=r"can't serve torch.float32 on cpu"):
+        model(torch.zeros(1, 3, 32, 32))
+    model(torch.zeros(1, 3, 32, 32))  # with gradients it is PyTorch's, whatever the backend
+
+
+def test_without_triton_nothing_is_lost_but_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "triton_installed", lambda: False)
+    assert lacks_kernels(CUDA, torch.float16) == "Triton is not installed"
+    assert decide(AUTO, CPU, torch.float32).fused
+
+
+def test_the_table_names_every_op() -> None:
+    table = serving_table(CPU, torch.float32, ["stem_conv", "linear"])
+    assert list(table) == ["stem_conv", "linear"]
     assert all(server.startswith("torch, folded: CPU") for server in table.values())
-    assert all(server.startswith("torch, by module: no") for server in serving_table(CUDA, torch.float16).values())

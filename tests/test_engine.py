@@ -20,6 +20,7 @@ from mbv3fast.config import NetworkConfig, network
 from mbv3fast.engine import Engine
 from mbv3fast.fast import FusedMobileNetV3, build
 from mbv3fast.plan import INPUT
+from mbv3fast.preprocess import Preprocess
 from tests.networks import (
     calibrate,
     calibrated_features,
@@ -194,9 +195,9 @@ def test_values_are_freed_after_their_last_use(monkeypatch: pytest.MonkeyPatch) 
     observed: list[set[str]] = []
 
     def watched(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(*inputs: Tensor, **arguments: Any) -> Tensor:
+        def run(**arguments: Any) -> Tensor:
             observed.append({name for name, reference in living.items() if reference() is not None})
-            out = op(*inputs, **arguments)
+            out = op(**arguments)
             for name in [name for name, reference in living.items() if reference() is out]:
                 del living[name]  # overwritten in place
             living[next(names)] = weakref.ref(out)
@@ -207,12 +208,12 @@ def test_values_are_freed_after_their_last_use(monkeypatch: pytest.MonkeyPatch) 
     watched_ops = {name: watched(op) for name, op in engine_module.TORCH_OPS.items()}
     monkeypatch.setattr(engine_module, "TORCH_OPS", watched_ops)
     with torch.inference_mode():
-        outputs = Engine(plan)(photographs(1, 64, seed=2))
+        outputs = Engine(plan, Preprocess())(photographs(1, 64, seed=2))
     assert len(outputs) == len(plan.outputs) == 5
     assert len(observed) == len(plan.steps)
     for index, alive in enumerate(observed):
         done = {step.name for step in plan.steps[:index]}
-        needed = {source for step in plan.steps[index:] for source in step.inputs} - {INPUT}
+        needed = {source for step in plan.steps[index:] for source in step.inputs.values()} - {INPUT}
         assert alive == done & (needed | set(plan.outputs)), plan.steps[index].name
 
 

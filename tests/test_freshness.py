@@ -244,8 +244,8 @@ def test_repack_during_another_threads_build_is_not_lost(monkeypatch: pytest.Mon
     folding, edited = threading.Event(), threading.Event()
     fuse = type(model)._fuse
 
-    def slow_fuse(self: FusedMobileNetV3) -> Any:
-        engine = fuse(self)
+    def slow_fuse(self: FusedMobileNetV3, backend: str) -> Any:
+        engine = fuse(self, backend)
         folding.set()
         edited.wait(10)
         return engine

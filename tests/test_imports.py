@@ -15,17 +15,16 @@ import mbv3fast
 ROOT = Path(mbv3fast.__file__).parent
 # From the ground. A name covers the package's modules below it.
 FLOORS = (
-    ("tables", "assets", "atomic", "_version"),
+    ("tables", "assets", "atomic", "_version", "kernels"),
     ("config",),
-    ("layers", "preprocess", "torch_state"),
+    ("layers", "preprocess", "torch_state", "backend"),
     ("reference", "description"),
-    ("torch_ops",),
-    ("checks",),
+    ("torch_ops", "ops"),
+    ("checks", "traffic"),
     ("model",),
     ("weights",),
     ("fold", "freshness", "plan"),
-    ("lower",),
-    ("backend", "engine"),
+    ("lower", "engine"),
     ("fast",),
     ("factory",),
     ("cli",),
@@ -33,16 +32,24 @@ FLOORS = (
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 # What only one floor may know; the others must run without it.
-GUESTS = {"click": "cli", "tqdm": "cli", "huggingface_hub": "weights", "pyarrow": "cli", "safetensors": "weights"}
+GUESTS = {
+    "click": "cli",
+    "tqdm": "cli",
+    "huggingface_hub": "weights",
+    "pyarrow": "cli",
+    "safetensors": "weights",
+    "triton": "kernels",
+}
 
 
 def modules() -> dict[str, ast.Module]:
     """Dotted name below mbv3fast, "" for the package itself, and the parsed source."""
     found = {}
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    for root, package in ((ROOT, ()), (ROOT.parent / "kernels", ("kernels",))):
+        for path in sorted(root.rglob("*.py")):
+            parts = (*package, *path.relative_to(root).with_suffix("").parts)
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -89,6 +96,7 @@ def test_no_import_runs_upwards_or_sideways(name: str) -> None:
 def test_the_reading_finds_imports() -> None:
     """Of every form that the package uses, or the tests above would pass on nothing."""
     assert {"backend", "engine", "fold", "freshness", "lower", "model"} <= own_imports("fast")
+    assert {"kernels.pointwise_conv", "reference"} <= own_imports("ops.pointwise_conv")
     assert "weights" in own_imports("")
     assert {"cli.plan", "cli.demo", "_version"} <= own_imports("cli")
     assert own_imports("config") == {"tables"}

@@ -68,7 +68,9 @@ def test_a_negative_reset_is_refused_and_changes_nothing() -> None:
             torch.zeros(SHAPE, dtype=torch.float16),
             r"x: got dtype torch\.float16, the model's weights are torch\.float32",
         ),
-        (torch.zeros(SHAPE, dtype=torch.uint8), r"x: got dtype torch\.uint8, .* are torch\.float32"),
+        (torch.zeros(SHAPE, dtype=torch.int32), r"x: got dtype torch\.int32, .* are torch\.float32"),
+        (torch.zeros(2, 64, 64, 4, dtype=torch.uint8), r"x: got 64 channels in shape \(2, 64, 64, 4\), needs 3"),
+        (torch.zeros(2, 64, 31, 3, dtype=torch.uint8), r"x: got height 64, width 31, needs at least 32"),
         (torch.zeros(SHAPE, device="meta"), r"x: is on meta, the model on cpu"),
     ],
 )

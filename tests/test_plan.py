@@ -46,9 +46,13 @@ def values(plan: Plan, x: Tensor) -> dict[str, Tensor]:
     """Every step's output, run one by one; what a step overwrites is copied first."""
     found = {INPUT: x.contiguous(memory_format=torch.channels_last)}
     for step in plan.steps:
-        inputs = [found[name].clone() for name in step.inputs]
-        found[step.name] = TORCH_OPS[step.op](*inputs, **step.tensors, **step.options)
+        found[step.name] = TORCH_OPS[step.op](**inputs_of(step, found), **step.tensors, **step.options)
     return found
+
+
+def inputs_of(step: Step, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of what a step reads, by argument."""
+    return {argument: found[name].clone() for argument, name in step.inputs.items()}
 
 
 @pytest.mark.parametrize(("variant", "steps"), [("large", 57), ("small", 46)])
@@ -85,7 +89,7 @@ def test_shapes_are_those_of_the_real_outputs(name: str, shape: tuple[int, ...])
     with torch.inference_mode():
         found = values(plan, torch.zeros(shape))
     for step, cost in zip(plan.steps, plan.costs(shape), strict=True):
-        assert cost.inputs == tuple(tuple(found[source].shape) for source in step.inputs), step.name
+        assert cost.inputs == tuple(tuple(found[source].shape) for source in step.inputs.values()), step.name
         assert cost.output == tuple(found[step.name].shape), step.name
 
 
@@ -115,7 +119,7 @@ class Traffic(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func.is_view:
             return result
-        inputs = [value for value in args if isinstance(value, Tensor)]
+        inputs = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
         self.launches += 1
         self.read += sum(self.size(tensor) for tensor in inputs)
         self.written += self.size(result)
@@ -126,9 +130,9 @@ class Traffic(TorchDispatchMode):
         return tensor.numel() * tensor.element_size() * mine
 
 
-def traffic(step: Step, inputs: list[Tensor]) -> tuple[int, int, int]:
+def traffic(step: Step, inputs: dict[str, Tensor]) -> tuple[int, int, int]:
     with torch.inference_mode(), Traffic(list(step.tensors.values())) as seen:
-        TORCH_OPS[step.op](*inputs, **step.tensors, **step.options)
+        TORCH_OPS[step.op](**inputs, **step.tensors, **step.options)
     return seen.read, seen.written, seen.launches
 
 
@@ -141,7 +145,7 @@ def test_bytes_and_launches_are_those_of_the_tensors_passed(name: str, dtype: to
         found = values(plan, x)
     for step, cost in zip(plan.steps, plan.costs(tuple(x.shape)), strict=True):
         counted = (cost.bytes_read, cost.bytes_written, cost.launches)
-        assert counted == traffic(step, [found[source].clone() for source in step.inputs]), step.name
+        assert counted == traffic(step, inputs_of(step, found)), step.name
         assert cost.weight_bytes == sum(t.untyped_storage().nbytes() for t in step.tensors.values()), step.name
 
 
@@ -150,8 +154,8 @@ def test_every_value_is_dropped_after_its_last_reader() -> None:
     last_use = plan.last_use()
     assert set(last_use) == {INPUT, *(step.name for step in plan.steps)} - set(plan.outputs)
     for name, index in last_use.items():
-        assert name in plan.steps[index].inputs
-        assert not any(name in step.inputs for step in plan.steps[index + 1 :])
+        assert name in plan.steps[index].inputs.values()
+        assert not any(name in step.inputs.values() for step in plan.steps[index + 1 :])
 
 
 def test_the_dict_is_json_and_its_totals_are_sums() -> None:
@@ -165,11 +169,15 @@ def test_the_dict_is_json_and_its_totals_are_sums() -> None:
         "bytes_written": 4 * 2 * 2 * 16 * 32**2,
         "launches": 2,
         "weight_bytes": 4 * (432 + 16),
+        "partial_bytes": 0,
         "macs": 2 * 432 * 32**2,
     }
     assert (data["backend"], data["input"]) == ("torch", [2, 3, 64, 64])
     assert len(data["steps"]) == len(plan.steps)
-    for field, total in data["totals"].items():
+    totals = data["totals"]
+    assert totals.pop("peak_activation_bytes") == plan.peak_bytes((2, 3, 64, 64))
+    assert totals.pop("partial_bytes") == 0
+    for field, total in totals.items():
         assert total == sum(step[field] for step in data["steps"]) > 0
 
 

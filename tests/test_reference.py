@@ -114,7 +114,7 @@ def test_pointwise_conv(
     added = randn(3, 9, *size, seed=3) if residual else None
     expected = activated(torch.einsum("nchw,oc->nohw", x, weight[:, :, 0, 0]) + bias[:, None, None], activation)
     x = x.contiguous(memory_format=layout)
-    got = op(x, added, weight=weight, bias=bias, activation=activation)
+    got = op(x, weight, bias, added, activation=activation)
     torch.testing.assert_close(got, expected if added is None else expected + added, **EXACT)
     assert got.is_contiguous(memory_format=layout)
 
@@ -133,6 +133,51 @@ def test_squeeze_excite(op: Callable[..., Tensor], activation: Any, inplace: boo
     torch.testing.assert_close(got, expected, **EXACT)
     assert (got.data_ptr() == given_x.data_ptr()) is inplace
     assert torch.equal(given_x, got if inplace else x)
+
+
+def test_bytes_are_normalised_before_the_zeros_around_them() -> None:
+    x = torch.randint(0, 256, (2, 3, 9, 8), dtype=torch.uint8)
+    mean, std = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.4], dtype=torch.float64)
+    weight, bias = randn(8, 3, 3, 3, seed=1), randn(8, seed=2)
+    normalised = (x.double() / 255 - mean[:, None, None]) / std[:, None, None]
+    got = reference.stem_conv_ref(x, weight, bias, 1 / (255 * std), mean / std)
+    torch.testing.assert_close(got, reference.stem_conv_ref(normalised, weight, bias), **EXACT)
+
+
+def test_pointwise_conv_scales_each_image_and_channel() -> None:
+    x, weight, bias, scale = randn(3, 7, 4, 5), randn(9, 7, 1, 1, seed=1), randn(9, seed=2), randn(3, 7, seed=3)
+    expected = torch.einsum("nchw,nc,oc->nohw", x, scale, weight[:, :, 0, 0]) + bias[:, None, None]
+    torch.testing.assert_close(reference.pointwise_conv_ref(x, weight, bias, None, scale), expected, **EXACT)
+
+
+def test_depthwise_project() -> None:
+    x, weight, bias = randn(2, 6, 9, 7), randn(6, 1, 3, 3, seed=1), randn(6, seed=2)
+    project, project_bias, residual = randn(4, 6, 1, 1, seed=3), randn(4, seed=4), randn(2, 4, 5, 4, seed=5)
+    geometry: Any = {"stride": 2, "padding": (1, 1, 1, 1), "activation": "relu"}
+    depthwise = reference.depthwise_conv_ref(x, weight, bias, **geometry)
+    expected = torch.einsum("nchw,oc->nohw", depthwise, project[:, :, 0, 0]) + project_bias[:, None, None] + residual
+    got = reference.depthwise_project_ref(x, weight, bias, project, project_bias, residual, **geometry)
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
+def test_depthwise_squeeze_excite() -> None:
+    x, weight, bias = randn(2, 8, 9, 7), randn(8, 1, 3, 3, seed=1), randn(8, seed=2)
+    matrices = (randn(4, 8, seed=1), randn(4, seed=2), randn(8, 4, seed=3), randn(8, seed=4))
+    geometry: Any = {"stride": 2, "padding": (1, 1, 1, 1), "activation": "hardswish"}
+    out, scale = reference.depthwise_squeeze_excite_ref(
+        x, weight, bias, *matrices, **geometry, squeeze_activation="hardswish"
+    )
+    torch.testing.assert_close(out, reference.depthwise_conv_ref(x, weight, bias, **geometry), **EXACT)
+    expected = reference.squeeze_excite_ref(out, *matrices, activation="hardswish")
+    torch.testing.assert_close(out * scale[:, :, None, None], expected, **EXACT)
+
+
+def test_pointwise_mean_linear() -> None:
+    x, weight, bias = randn(2, 6, 5, 7), randn(8, 6, 1, 1, seed=1), randn(8, seed=2)
+    matrix, offset = randn(4, 8, seed=3), randn(4, seed=4)
+    mean = activated(torch.einsum("nchw,oc->nohw", x, weight[:, :, 0, 0]) + bias[:, None, None], "relu").mean((2, 3))
+    got = reference.pointwise_mean_linear_ref(x, weight, bias, matrix, offset, activation="relu")
+    torch.testing.assert_close(got, activated(mean @ matrix.T + offset, "hardswish"), **EXACT)
 
 
 def test_global_mean() -> None:
@@ -161,10 +206,10 @@ def test_activate(activation: Any, inplace: bool) -> None:
 CALLS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
     "stem_conv": lambda x, d: reference.stem_conv_ref(x, randn(4, 6, 3, 3).to(d), randn(4).to(d), padding="same"),
     "pointwise_conv_ref": lambda x, d: reference.pointwise_conv_ref(
-        x, x, weight=randn(6, 6, 1, 1).to(d), bias=randn(6).to(d), activation="relu"
+        x, randn(6, 6, 1, 1).to(d), randn(6).to(d), x, activation="relu"
     ),
     "pointwise_conv": lambda x, d: torch_ops.pointwise_conv(
-        x, x, weight=randn(6, 6, 1, 1).to(d), bias=randn(6).to(d), activation="relu"
+        x, randn(6, 6, 1, 1).to(d), randn(6).to(d), x, activation="relu"
     ),
     "depthwise_conv": lambda x, d: reference.depthwise_conv_ref(
         x, randn(6, 1, 3, 3).to(d), randn(6).to(d), padding=(1, 1, 1, 1), activation="hardswish"

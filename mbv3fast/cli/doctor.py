@@ -11,6 +11,7 @@ import torch
 
 from mbv3fast._version import __version__
 from mbv3fast.backend import BACKENDS, SERVED_DTYPES, BackendError, requested, serving_table
+from mbv3fast.ops import OPS
 
 _EXTRAS = {
     "huggingface_hub": "hf-hub:… weights: pip install 'mbv3fast[hub]'",
@@ -36,7 +37,7 @@ def doctor() -> None:
     for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SERVED_DTYPES)
         click.echo(f"ops on {device} in {names}")
-        for op, server in serving_table(torch.device(device), torch.float32).items():
+        for op, server in serving_table(torch.device(device), torch.float32, sorted(OPS)).items():
             _line(op, server)
     missing = [hint for module, hint in _EXTRAS.items() if importlib.util.find_spec(module) is None]
     click.echo("to install for more")
@@ -57,7 +58,7 @@ def _version(package: str) -> str:
 
 def _serves(backend: str) -> str:
     try:
-        resolved = requested(backend)
+        resolved = requested(backend).name
     except (BackendError, ValueError) as error:
         return f"no: {error}"
     return "yes" if resolved == backend else f"yes, as {resolved}"

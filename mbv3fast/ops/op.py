@@ -1,0 +1,99 @@
+"""An op as torch.library knows it: one schema, a fake, kernels where there are any, the reference elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbv3fast.backend import serves_op
+from mbv3fast.layers import same_padding
+from mbv3fast.ops.spec import Spec
+
+NAMESPACE = "mbv3fast"
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+OPS: dict[str, Op] = {}
+
+Result = Tensor | tuple[Tensor, ...]
+
+
+class Op:
+    """`op(*tensors, **options)` checks and computes; `op.run` are its kernels without the checks.
+
+    With gradients to record it computes the reference, which autograd knows. Kernels run on a GPU, or under Triton's
+    interpreter on a CPU; other tensors get the reference.
+    """
+
+    def __init__(self, spec: Spec, run: Callable[..., Result], reference: Callable[..., Result]) -> None:
+        self.spec = spec
+        self.run = run
+        self._reference = reference
+        _LIBRARY.define(spec.schema)
+        for key in ("CPU", "CUDA"):
+            _LIBRARY.impl(spec.name, self._compute, key)
+        _LIBRARY.impl(spec.name, self._differentiate, "Autograd")
+        torch.library.register_fake(f"{NAMESPACE}::{spec.name}", self._fake, lib=_LIBRARY)
+        self._registered = getattr(getattr(torch.ops, NAMESPACE), spec.name).default
+        OPS[spec.name] = self
+
+    def __call__(self, *tensors: Tensor | None, **options: Any) -> Any:
+        sizes = self.spec.check(tensors, options)
+        if options.get("padding") == "same":
+            options["padding"] = same_padding(
+                sizes["H"], sizes["W"], (sizes["k"],) * 2, (options["stride"],) * 2, (options.get("dilation", 1),) * 2
+            )
+        return self._registered(*tensors, **options)
+
+    def reference(self, *tensors: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
+        """The reference's outputs, in the layout of the kernels'."""
+        return tuple(_in_layout(out) for out in _as_tuple(self._reference(*tensors, **options)))
+
+    def _compute(self, *tensors: Tensor | None, **options: Any) -> Result:
+        first = self._leader(tensors)
+        tensors = tuple(t if t is None or t.dim() == 4 else t.contiguous() for t in tensors)
+        if not serves_op(first.device, first.dtype):
+            return self._result(self.reference(*tensors, **options))
+        with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+            return self._result(_as_tuple(self.run(*tensors, **options)))
+
+    def _differentiate(self, *tensors: Tensor | None, **options: Any) -> Result:
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+            return self._result(self.reference(*tensors, **options))
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._registered(*tensors, **options)
+
+    def _fake(self, *tensors: Tensor | None, **options: Any) -> Result:
+        shapes = {arg.name: t.shape for arg, t in zip(self.spec.args, tensors, strict=True) if t is not None}
+        sizes = self.spec.sizes(shapes, options)
+        first = self._leader(tensors)
+        dtypes = [torch.float32 if output.float32 else first.dtype for output in self.spec.outputs]
+        shaped = zip(self.spec.output_shapes(sizes), dtypes, strict=True)
+        return self._result(tuple(empty(shape, like=first, dtype=dtype) for shape, dtype in shaped))
+
+    def _leader(self, tensors: tuple[Tensor | None, ...]) -> Tensor:
+        """The tensor whose device and dtype the outputs have."""
+        found = (t for arg, t in zip(self.spec.args, tensors, strict=True) if t is not None and arg.kind != "image")
+        return next(found)
+
+    def _result(self, outputs: tuple[Tensor, ...]) -> Result:
+        return outputs if len(self.spec.outputs) > 1 else outputs[0]
+
+
+def empty(shape: tuple[int, ...], *, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor on the device of `like`; [N, C, H, W] is in channels_last memory, whatever its sizes."""
+    dtype = dtype or like.dtype
+    if len(shape) != 4:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    images, channels, height, width = shape
+    return torch.empty((images, height, width, channels), dtype=dtype, device=like.device).permute(0, 3, 1, 2)
+
+
+def _in_layout(out: Tensor) -> Tensor:
+    return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if out.dim() == 4 else out.contiguous()
+
+
+def _as_tuple(result: Result) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)

@@ -1,0 +1,93 @@
+"""`pointwise_conv`: the 1x1 convolution, a matrix product over pixels, with what stands around it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mbv3fast.ops.layout import matrix, pixels_first
+from mbv3fast.ops.op import Op, empty
+from mbv3fast.ops.spec import Arg, Output, Spec
+from mbv3fast.ops.target import Target, resolve
+from mbv3fast.reference import pointwise_conv_ref
+from mbv3fast.tables import Activation
+
+
+def pointwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    activation: Activation | None = None,
+) -> Tensor:
+    """activation((x * scale) convolved with `weight` + bias) + residual.
+
+    x: [N, C, H, W], float32, float16 or bfloat16; in channels_last memory it is read as it lies, else copied.
+    weight: [M, C, 1, 1] of x's dtype. bias: [M], of it or float32. residual: [N, M, H, W] of x's dtype.
+    scale: [N, C] float32, squeeze-excite's; the product is rounded to x's dtype, as squeeze-excite's own output is.
+
+    Returns [N, M, H, W] of x's dtype in channels_last memory. Sums are in float32, in a fixed order; float32 factors
+    are exact unless PyTorch's own switch allows TF32.
+    Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or activation.
+    """
+    return POINTWISE_CONV(x, weight, bias, residual, scale, activation=activation)
+
+
+def run_pointwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    activation: str | None,
+    target: Target | None = None,
+) -> Tensor:
+    """`pointwise_conv`'s kernel, unchecked."""
+    from mbv3fast.kernels.pointwise_conv import pointwise_conv as launch
+
+    target = resolve(target, x)
+    images, inputs, height, width = x.shape
+    outputs, pixels = weight.shape[0], height * width
+    out = empty((images, outputs, height, width), like=x)
+    launch(
+        pixels_first(x),
+        matrix(weight),
+        bias,
+        rows=images * pixels,
+        pixels=pixels,
+        residual=None if residual is None else pixels_first(residual),
+        scale=scale,
+        out=out,
+        activation=activation,
+        config=target.config(
+            "pointwise_conv",
+            rows=images * pixels,
+            outputs=outputs,
+            inputs=inputs,
+            itemsize=x.itemsize,
+        ),
+        tf32=target.tf32,
+        pdl=target.pdl,
+    )
+    return out
+
+
+POINTWISE_CONV = Op(
+    Spec(
+        "pointwise_conv",
+        args=(
+            Arg("x", "N C H W"),
+            Arg("weight", "M C 1 1"),
+            Arg("bias", "M", kind="either"),
+            Arg("residual", "N M H W", optional=True),
+            Arg("scale", "N C", kind="float32", optional=True),
+        ),
+        outputs=(Output("out", "N M H W"),),
+        options=("activation",),
+        macs=lambda s: s["N"] * s["H"] * s["W"] * s["M"] * s["C"],
+    ),
+    run_pointwise_conv,
+    pointwise_conv_ref,
+)

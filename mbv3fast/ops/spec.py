@@ -1,0 +1,190 @@
+"""What an op takes and makes, as data: its checks, its schema, its fake and its counts all follow from one Spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbv3fast.layers import Padding, same_padding
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+Sizes = Mapping[str, int]
+Kind = Literal["first", "float32", "either", "image"]
+_KINDS: dict[Kind, str] = {
+    "first": "{first}, as the first tensor has",
+    "float32": "torch.float32",
+    "either": "torch.float32 or {first}",
+    "image": "float32, float16, bfloat16 or uint8",
+}
+
+
+class Arg(NamedTuple):
+    """A tensor. `shape` is of symbols and numbers: "N C H W" is in channels_last memory, wherever it stands."""
+
+    name: str
+    shape: str
+    kind: Kind = "first"
+    optional: bool = False
+
+    @property
+    def schema(self) -> str:
+        return f"Tensor{'?' if self.optional else ''} {self.name}"
+
+
+class Output(NamedTuple):
+    """A result, named as in the documentation."""
+
+    name: str
+    shape: str
+    float32: bool = False
+
+
+# What each option may be; `kernel`, the name of the dtype's tensor and the like follow from the tensors.
+_OPTION_TYPES = {
+    "stride": "int",
+    "dilation": "int",
+    "padding": "int[]",
+    "activation": "str?",
+    "squeeze_activation": "str?",
+    "linear_activation": "str?",
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An op. `first` decides dtype and device of the others: the first argument, or `weight` of an image's op.
+
+    In shapes, N C H W is the input, M the output's channels, k the kernel's size, S the squeezed channels and
+    P Q the height and width of a convolution's output. `macs` are the multiply-adds of one call.
+    """
+
+    name: str
+    args: tuple[Arg, ...]
+    outputs: tuple[Output, ...]
+    options: tuple[str, ...]
+    macs: Callable[[Sizes], int]
+
+    @property
+    def schema(self) -> str:
+        """In the notation of torch.library."""
+        tensors = ", ".join(arg.schema for arg in self.args)
+        options = ", ".join(f"{_OPTION_TYPES[name]} {name}" for name in self.options)
+        results = ", ".join("Tensor" for _ in self.outputs)
+        return f"{self.name}({tensors}{', *, ' + options if options else ''}) -> ({results})"
+
+    def check(self, tensors: Sequence[Tensor | None], options: Mapping[str, Any]) -> Sizes:
+        """The size of every symbol. Raises TypeError or ValueError that name argument, what was got, what is needed."""
+        for name in self.options:
+            _check_option(f"{self.name}: {name}", name, options[name])
+        given = self._given(tensors)
+        leader_arg, leader = next((arg, tensor) for arg, tensor in given if arg.kind != "image")
+        for arg, tensor in given:
+            _check_dtype(f"{self.name}: {arg.name}", arg, tensor, leader)
+            if tensor.device != leader.device:
+                raise ValueError(
+                    f"{self.name}: {arg.name} is on {tensor.device}, {leader_arg.name} on {leader.device}; move one"
+                )
+        return self.sizes({arg.name: tensor.shape for arg, tensor in given}, options)
+
+    def _given(self, tensors: Sequence[Tensor | None]) -> list[tuple[Arg, Tensor]]:
+        given = []
+        for arg, tensor in zip(self.args, tensors, strict=True):
+            if isinstance(tensor, Tensor):
+                given.append((arg, tensor))
+            elif tensor is not None or not arg.optional:
+                needed = f"a tensor [{', '.join(arg.shape.split())}]"
+                raise TypeError(f"{self.name}: {arg.name} is a {type(tensor).__name__}, needs {needed}")
+        return given
+
+    def sizes(self, shapes: Mapping[str, Sequence[int]], options: Mapping[str, Any]) -> Sizes:
+        """The size of every symbol, from the shapes of the arguments. Raises ValueError where they don't fit."""
+        sizes: dict[str, int] = {}
+        origins: dict[str, str] = {}
+        for arg in self.args:
+            shape = shapes.get(arg.name)
+            if shape is None:
+                continue
+            if "P" in arg.shape.split() and "P" not in sizes:
+                self._output_size(sizes, options)
+            _bind(f"{self.name}: {arg.name}", arg, shape, sizes, origins)
+        if "padding" in self.options and "P" not in sizes:
+            self._output_size(sizes, options)
+        return sizes
+
+    def _output_size(self, sizes: dict[str, int], options: Mapping[str, Any]) -> None:
+        dilation = options.get("dilation", 1)
+        size = sizes["H"], sizes["W"]
+        shape = conv_shape(size, sizes["k"], options["stride"], options["padding"], dilation)
+        if min(shape.height, shape.width) < 1:
+            raise ValueError(f"{self.name}: x is {size[0]}x{size[1]}, with its padding smaller than the kernel")
+        sizes |= {"P": shape.height, "Q": shape.width}
+
+    def output_shapes(self, sizes: Sizes) -> list[tuple[int, ...]]:
+        """The shape of each output."""
+        return [tuple(sizes[symbol] for symbol in output.shape.split()) for output in self.outputs]
+
+
+class ConvShape(NamedTuple):
+    """The size of a convolution's output, and its padding (left, right, top, bottom) in numbers."""
+
+    height: int
+    width: int
+    padding: Padding
+
+
+def conv_shape(
+    size: tuple[int, int], kernel: int, stride: int, padding: Sequence[int] | str, dilation: int = 1
+) -> ConvShape:
+    """For an input of height and width `size`; padding "same" is TensorFlow's, which depends on them."""
+    height, width = size
+    if isinstance(padding, str):
+        padding = same_padding(height, width, (kernel,) * 2, (stride,) * 2, (dilation,) * 2)
+    left, right, top, bottom = padding
+    reach = (kernel - 1) * dilation + 1
+    rows, columns = height + top + bottom, width + left + right
+    return ConvShape((rows - reach) // stride + 1, (columns - reach) // stride + 1, padding=(left, right, top, bottom))
+
+
+def _bind(where: str, arg: Arg, shape: Sequence[int], sizes: dict[str, int], origins: dict[str, str]) -> None:
+    """Give the symbols of `arg.shape` their sizes, or compare with those they have."""
+    symbols = arg.shape.split()
+    fits = len(shape) == len(symbols)
+    found: dict[str, int] = {}
+    for symbol, size in zip(symbols, shape, strict=False):
+        known = int(symbol) if symbol.isdigit() else sizes.get(symbol, found.setdefault(symbol, size))
+        fits = fits and known == size
+    if not fits:
+        known_sizes = ", ".join(f"{s} = {sizes[s]} of {origins.get(s, 'the output')}" for s in symbols if s in sizes)
+        needed = f"[{', '.join(symbols)}]" + (f" with {known_sizes}" if known_sizes else "")
+        raise ValueError(f"{where} has shape {list(shape)}, needs {needed}")
+    sizes |= found
+    origins |= dict.fromkeys(found, arg.name)
+
+
+def _check_dtype(where: str, arg: Arg, tensor: Tensor, leader: Tensor) -> None:
+    allowed = {
+        "first": (leader.dtype,),
+        "float32": (torch.float32,),
+        "either": (torch.float32, leader.dtype),
+        "image": (*DTYPES, torch.uint8),
+    }[arg.kind]
+    if leader is tensor and arg.kind == "first":
+        allowed = DTYPES
+    if tensor.dtype not in allowed:
+        needed = "float32, float16 or bfloat16" if leader is tensor else _KINDS[arg.kind].format(first=leader.dtype)
+        raise TypeError(f"{where} is {tensor.dtype}, needs {needed}")
+
+
+def _check_option(where: str, name: str, value: Any) -> None:
+    if name in ("stride", "dilation") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{where}: got {value!r}, needs a whole number from 1")
+    if name.endswith("activation") and value not in (None, "relu", "hardswish"):
+        raise ValueError(f"{where}: got {value!r}, needs 'relu', 'hardswish' or None")
+    if name == "padding" and value != "same":
+        fits = isinstance(value, (tuple, list)) and len(value) == 4
+        if not fits or not all(isinstance(p, int) and p >= 0 for p in value):
+            raise ValueError(f"{where}: got {value!r}, needs 4 numbers from 0 (left, right, top, bottom) or 'same'")

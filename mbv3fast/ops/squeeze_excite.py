@@ -1,0 +1,111 @@
+"""`squeeze_excite`: the whole of it, for networks of other kinds than ours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mbv3fast.ops.layout import pixels_first
+from mbv3fast.ops.op import Op, empty
+from mbv3fast.ops.spec import Arg, Output, Spec
+from mbv3fast.ops.target import Target, resolve
+from mbv3fast.reference import squeeze_excite_ref
+from mbv3fast.tables import Activation
+
+
+def squeeze_excite(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    *,
+    activation: Activation = "relu",
+) -> Tensor:
+    """x * hardsigmoid(fc2(activation(fc1(mean of x over H, W)))).
+
+    x: [N, C, H, W], float32, float16 or bfloat16; in channels_last memory it is read as it lies, else copied.
+    fc1_weight: [S, C], fc2_weight: [C, S] of x's dtype; fc1_bias: [S], fc2_bias: [C], of it or float32.
+
+    Returns [N, C, H, W] of x's dtype in channels_last memory: three launches, the matrices cut into slices so that
+    many multiprocessors read them. Means, sums and scale are in float32, in a fixed order.
+    Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or activation. Hu et al. 2018, section 3,
+    with the hardsigmoid of Howard et al. 2019, section 5.2.
+    """
+    return SQUEEZE_EXCITE(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation=activation)
+
+
+def run_excite(
+    hidden: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    pixels: int,
+    activation: str | None,
+    target: Target,
+) -> Tensor:
+    """The scale [N, C] from the parts of fc1's sums, [N, parts, S]."""
+    from mbv3fast.kernels.squeeze_excite import excite
+
+    images, parts, _ = hidden.shape
+    channels = fc2_weight.shape[0]
+    scale = empty((images, channels), like=hidden)
+    excite(
+        hidden,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+        scale=scale,
+        pixels=pixels,
+        activation=activation,
+        config=target.config("excite", images=images, parts=parts, channels=channels),
+        pdl=target.pdl,
+    )
+    return scale
+
+
+def _run(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    *,
+    activation: str | None,
+    target: Target | None = None,
+) -> Tensor:
+    from mbv3fast.kernels import squeeze_excite as kernels
+
+    target = resolve(target, x)
+    images, channels, height, width = x.shape
+    pixels, squeezed = height * width, fc1_weight.shape[0]
+    config = target.config(
+        "squeeze", images=images, pixels=pixels, channels=channels, squeezed=squeezed, itemsize=x.itemsize
+    )
+    source = pixels_first(x)
+    hidden = empty((images, kernels.count_parts(pixels, channels, config), squeezed), like=x, dtype=torch.float32)
+    kernels.squeeze(source, fc1_weight, pixels=pixels, hidden=hidden, config=config, pdl=target.pdl)
+    scale = run_excite(hidden, fc1_bias, fc2_weight, fc2_bias, pixels, activation, target)
+    out = empty((images, channels, height, width), like=x)
+    config = target.config("apply_scale", rows=images * pixels, channels=channels, itemsize=x.itemsize)
+    kernels.apply_scale(source, scale, rows=images * pixels, pixels=pixels, out=out, config=config, pdl=target.pdl)
+    return out
+
+
+SQUEEZE_EXCITE = Op(
+    Spec(
+        "squeeze_excite",
+        args=(
+            Arg("x", "N C H W"),
+            Arg("fc1_weight", "S C"),
+            Arg("fc1_bias", "S", kind="either"),
+            Arg("fc2_weight", "C S"),
+            Arg("fc2_bias", "C", kind="either"),
+        ),
+        outputs=(Output("out", "N C H W"),),
+        options=("activation",),
+        macs=lambda s: 2 * s["N"] * s["C"] * s["S"],
+    ),
+    _run,
+    squeeze_excite_ref,
+)

@@ -1,0 +1,101 @@
+"""Bytes moved and kernels launched by one call of an op: counted, not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from mbv3fast.ops.op import Op
+from mbv3fast.ops.spec import conv_shape
+
+if TYPE_CHECKING:
+    from mbv3fast.kernels._common import Launch
+
+Shape = tuple[int, ...]
+
+
+class Traffic(NamedTuple):
+    """Bytes of activations read and written, kernels launched, bytes of the sums and scales that they pass on."""
+
+    read: int
+    written: int
+    launches: int
+    partial: int = 0
+
+
+PARTIALS = ("pool", "hidden", "scale")  # as kernels name them: small float32 tensors of squeeze-excite and the mean
+
+
+def kernel_traffic(
+    op: Op, inputs: Mapping[str, Shape], tensors: Mapping[str, Tensor], options: Mapping[str, Any], dtype: torch.dtype
+) -> Traffic:
+    """Of our kernels: a run on tensors without data, whose launches are seen and not made."""
+    from mbv3fast.kernels._common import watch_launches
+
+    float32 = {arg.name for arg in op.spec.args if arg.kind == "float32"}
+    values = {
+        name: torch.empty(shape, dtype=torch.float32 if name in float32 else dtype, device="meta")
+        for name, shape in inputs.items()
+    }
+    weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors.values()}
+    launches: list[Launch] = []
+    with watch_launches(launches.append):
+        op.run(**values, **tensors, **options)
+    return traffic_of(launches, weights)
+
+
+def traffic_of(launches: Sequence[Launch], weights: set[StorageWeakRef]) -> Traffic:
+    """Of launches as seen at the launcher; tensors in the storages of `weights` are not counted."""
+    read = written = partial = 0
+    for launch in launches:
+        for tensors, is_read in ((launch.reads, True), (launch.writes, False)):
+            for name, tensor in tensors.items():
+                if StorageWeakRef(tensor.untyped_storage()) in weights:
+                    continue
+                size = tensor.numel() * tensor.itemsize
+                partial += size * (name in PARTIALS)
+                read += size * (name not in PARTIALS and is_read)
+                written += size * (name not in PARTIALS and not is_read)
+    return Traffic(read, written, len(launches), partial)
+
+
+def torch_traffic(
+    op: str,
+    inputs: Mapping[str, Shape],
+    tensors: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    output: Shape,
+    itemsize: int,
+) -> Traffic:
+    """Of PyTorch's own ops, which make a pass over the output for each activation and each residual."""
+    source, result = prod(inputs["x"]), prod(output)
+    if op == "squeeze_excite":  # mean, fc1, activation, fc2, hardsigmoid, multiply
+        images, channels = inputs["x"][:2]
+        hidden = tensors["fc1_weight"].shape[0] * images
+        vectors = 3 * images * channels + 2 * hidden
+        return Traffic((2 * source + vectors) * itemsize, (result + vectors) * itemsize, 6)
+    if op == "global_mean":
+        return Traffic(source * itemsize, result * itemsize, 1)
+    extra = int(options.get("activation") is not None)
+    residual = len(inputs) - 1
+    padded = _padded_copy(inputs["x"], tensors, options)
+    reads = (padded + source if padded else source) + (extra + 2 * residual) * result
+    writes = padded + (1 + extra + residual) * result
+    return Traffic(reads * itemsize, writes * itemsize, 1 + extra + residual + (padded > 0))
+
+
+def _padded_copy(shape: Shape, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> int:
+    """Elements of the copy that PyTorch makes where padding differs from side to side, 0 where it doesn't."""
+    if "padding" not in options:
+        return 0
+    kernel = tensors["weight"].shape[2]
+    geometry = options["stride"], options["padding"], options.get("dilation", 1)
+    left, right, top, bottom = conv_shape((shape[2], shape[3]), kernel, *geometry).padding
+    if left == right and top == bottom:
+        return 0
+    return prod(shape[:2]) * (shape[2] + top + bottom) * (shape[3] + left + right)
