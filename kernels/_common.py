@@ -24,12 +24,15 @@ _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 
 class Launch(NamedTuple):
-    """A kernel's name, how many programs, and the tensors it reads and writes, by the names of its arguments."""
+    """A kernel, how many programs of it, the tensors they read and write by the names of its arguments, and its
+    compile-time constants with the launch configuration; arguments that are neither are sizes, or None.
+    """
 
-    kernel: str
+    kernel: Any
     grid: int
     reads: dict[str, torch.Tensor]
     writes: dict[str, torch.Tensor]
+    constants: dict[str, Any]
 
 
 def launch(
@@ -50,7 +53,7 @@ def launch(
     for watcher in _watchers.get():
         named = [(n, t) for n, t in zip(kernel.arg_names, (*reads, *writes), strict=False) if t is not None]
         count = sum(tensor is not None for tensor in reads)
-        watcher(Launch(kernel.__name__, grid, dict(named[:count]), dict(named[count:])))
+        watcher(Launch(kernel, grid, dict(named[:count]), dict(named[count:]), {**constants, **config, "PDL": pdl}))
     if grid == 0 or any(tensor.is_meta for tensor in writes if tensor is not None):
         return
     if grid > _MOST_PROGRAMS:

@@ -3,13 +3,16 @@
 The interpreter lets reads beyond a tensor pass in silence and runs programs in order. So every tensor lies between
 bands of NaN, every output is NaN beforehand, and each launch is repeated with its grid run backwards: what comes out
 must be the same bits, and the bands must stay as they were.
+
+The interpreter takes milliseconds for each step of each program. So of all that could be combined, the default tier
+runs each shape once, everything else taking turns (`in_turn`); the other combinations are slow.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -84,4 +87,22 @@ def run(launch: Callable[[], None], guards: Guards, *outputs: Tensor) -> None:
     guards.check()
 
 
+def in_turn(shapes: Iterable[object], *choices: Iterable[object]) -> list[pytest.ParameterSet]:
+    """Every shape with every case of the choices' product, as (shape, *case).
+
+    Each shape has one case in the default tier, the next shape the next one; the others are slow.
+    """
+    cases = list(itertools.product(*choices))
+    return [
+        pytest.param(
+            shape,
+            *case,
+            id="-".join(map(str, (shape, *case))),
+            marks=() if turn == index % len(cases) else pytest.mark.slow,
+        )
+        for (index, shape), (turn, case) in itertools.product(enumerate(shapes), enumerate(cases))
+    ]
+
+
+BATCHES = (1, 128)  # images that configurations are for: few and many
 BLOCKS = list(dict.fromkeys(itertools.chain(network("large").blocks, network("small").blocks)))

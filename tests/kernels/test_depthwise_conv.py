@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from mbv3fast.layers import Padding
 from mbv3fast.reference import depthwise_conv_ref
-from tests.kernels.harness import BLOCKS, DTYPES, Guards, run
+from tests.kernels.harness import BATCHES, BLOCKS, DTYPES, Guards, in_turn, run
 from tests.numerics import assert_agrees
 
 configs = pytest.importorskip("mbv3fast.kernels.configs")
 kernel = pytest.importorskip("mbv3fast.kernels.depthwise_conv")
 
-# (channels, kernel, stride, activation, width of fc1)
+Shape = tuple[int, int, int, str, int]  # channels, kernel, stride, activation, width of fc1
 SHAPES = sorted({(b.expanded, b.kernel, b.stride, b.activation, b.squeeze) for b in BLOCKS})
 
 
@@ -25,7 +26,7 @@ def output_size(size: int, kernel: int, stride: int, before: int, after: int, di
 
 
 def check(
-    shape: tuple[int, int, int, str, int],
+    shape: Shape,
     size: tuple[int, int, int],
     dtype: torch.dtype,
     config: dict[str, Any],
@@ -74,30 +75,41 @@ def check(
         assert_agrees(hidden.sum(1), plain.float().sum((1, 2)) @ fc1.float().T, expected)
 
 
-@pytest.mark.parametrize(("dtype", "images"), [(torch.float32, 1), (torch.float16, 128), (torch.bfloat16, 128)])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_depthwise_conv(shape: tuple[int, int, int, str, int], dtype: torch.dtype, images: int) -> None:
-    """At the configuration of so many images of 14x14."""
+def configured(shape: Shape, batch: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The configuration of so many images of 14x14."""
     channels, taps, _, _, squeeze = shape
-    check(shape, (2, 7, 9), dtype, configs.depthwise_conv(images, 14, 14, channels, taps, squeeze))
+    wanted = {"channels": channels, "kernel": taps, "squeeze": squeeze, "itemsize": dtype.itemsize}
+    return configs.depthwise_conv(images=batch, out_height=14, out_width=14, **wanted)
 
 
-SMALL = {"TILE_H": 4, "TILE_W": 4, "BLOCK_C": 16, "BLOCK_S": 16, "UNROLL": 1, "num_warps": 4}
+@pytest.mark.parametrize(("shape", "dtype", "batch"), in_turn(SHAPES, DTYPES, BATCHES))
+def test_depthwise_conv(shape: Shape, dtype: torch.dtype, batch: int) -> None:
+    """On one tile, whose programs are the blocks of channels."""
+    check(shape, (1, 3, 7), dtype, configured(shape, batch, dtype))
 
 
-@pytest.mark.parametrize("taps", [3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_depthwise_conv_of_several_tiles(shape: Shape) -> None:
+    check(shape, (2, 7, 9), torch.float16, configured(shape, 128, torch.float16))
+
+
+SMALL = {"TILE_H": 4, "TILE_W": 8, "BLOCK_C": 16, "BLOCK_S": 16, "UNROLL": 1, "num_warps": 4}
+PADDINGS = [((0, 1, 0, 1), 1), ((1, 2, 3, 0), 1), ((3, 1, 2, 3), 2), ((0, 0, 0, 0), 1)]  # and dilations
+
+
 @pytest.mark.parametrize(
-    ("padding", "dilation"), [((0, 1, 0, 1), 1), ((1, 2, 2, 1), 1), ((4, 4, 4, 4), 2), ((0, 0, 0, 0), 1)]
+    ("geometry", "size", "dtype"),
+    in_turn(itertools.product(PADDINGS, (3, 5), (1, 2)), [(1, 7, 9), (3, 5, 6)], DTYPES),
 )
-@pytest.mark.parametrize("size", [(1, 9, 12), (3, 11, 10)])
 def test_paddings_and_dilations(
-    taps: int, stride: int, padding: Padding, dilation: int, size: tuple[int, int, int]
+    geometry: tuple[tuple[Padding, int], int, int], size: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
-    for dtype in DTYPES:
-        check((24, taps, stride, "hardswish", 6), size, dtype, SMALL, padding, dilation)
+    (padding, dilation), taps, stride = geometry
+    check((24, taps, stride, "hardswish", 6), size, dtype, SMALL, padding, dilation)
 
 
-def test_unrolled_taps_give_the_same() -> None:
-    for unroll in (1, 5, 25):
-        check((40, 5, 2, "relu", 10), (2, 9, 7), torch.float16, {**SMALL, "UNROLL": unroll})
+@pytest.mark.slow
+@pytest.mark.parametrize("unroll", [1, 5, 25])
+def test_unrolled_taps_give_the_same(unroll: int) -> None:
+    check((40, 5, 2, "relu", 10), (2, 9, 7), torch.float16, {**SMALL, "UNROLL": unroll})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -9,12 +11,13 @@ import torch
 
 from mbv3fast.config import network
 from mbv3fast.reference import pointwise_conv_ref
-from tests.kernels.harness import BLOCKS, DTYPES, Guards, run
+from tests.kernels.harness import BATCHES, BLOCKS, DTYPES, Guards, in_turn, run
 from tests.numerics import assert_agrees
 
 configs = pytest.importorskip("mbv3fast.kernels.configs")
 kernel = pytest.importorskip("mbv3fast.kernels.pointwise_conv")
 
+Shape = tuple[int, int, str | None, bool, bool]  # inputs, outputs, activation, residual, scale
 EXPANDS = {(b.in_channels, b.expanded, b.activation, False, False) for b in BLOCKS if b.has_expand}
 PROJECTS = {(b.expanded, b.out_channels, None, b.has_residual, bool(b.squeeze)) for b in BLOCKS}
 LASTS = {
@@ -24,13 +27,11 @@ SHAPES = sorted(EXPANDS | PROJECTS | LASTS, key=str)
 
 
 def check(
-    shape: tuple[int, int, str | None, bool, bool],
+    shape: Shape,
     size: tuple[int, int, int],
     dtype: torch.dtype,
     config: Any,
-    *,
-    pooled: bool = False,
-    stored: bool = True,
+    wanted: Collection[str] = ("out",),
 ) -> None:
     inputs, outputs, activation, has_residual, has_scale = shape
     (images, height, width), guards = size, Guards()
@@ -40,9 +41,9 @@ def check(
     bias = guards.randn(outputs, dtype=torch.float32)
     residual = guards.randn(images, height, width, outputs, dtype=dtype) if has_residual else None
     scale = guards.hold(guards.randn(images, inputs, dtype=torch.float32).sigmoid()) if has_scale else None
-    out = guards.empty(images, height, width, outputs, dtype=dtype) if stored else None
+    out = guards.empty(images, height, width, outputs, dtype=dtype) if "out" in wanted else None
     tiles = -(-pixels // config["BLOCK_M"])
-    pool = guards.empty(images, tiles, outputs, dtype=torch.float32) if pooled else None
+    pool = guards.empty(images, tiles, outputs, dtype=torch.float32) if "pool" in wanted else None
     written = [tensor for tensor in (out, pool) if tensor is not None]
 
     def launch() -> None:
@@ -81,19 +82,20 @@ def check(
         assert_agrees(pool.sum(1), plain.float().sum((1, 2)), truth.sum((1, 2)))
 
 
-@pytest.mark.parametrize(("dtype", "images"), [(torch.float32, 1), (torch.float16, 128), (torch.bfloat16, 128)])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_pointwise_conv(shape: tuple[int, int, str | None, bool, bool], dtype: torch.dtype, images: int) -> None:
+@pytest.mark.parametrize(("shape", "dtype", "batch"), in_turn(SHAPES, DTYPES, BATCHES))
+def test_pointwise_conv(shape: Shape, dtype: torch.dtype, batch: int) -> None:
     """At the configuration of so many images of 14x14."""
-    inputs, outputs = shape[:2]
-    config = configs.pointwise_conv(images * 196, outputs, inputs, dtype.itemsize)
-    check(shape, (3, 3, 5), dtype, config)
+    wanted = {"inputs": shape[0], "outputs": shape[1], "itemsize": dtype.itemsize}
+    check(shape, (3, 3, 3), dtype, configs.pointwise_conv(rows=batch * 196, **wanted))
 
 
-@pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("size", [(1, 7, 7), (3, 9, 5), (2, 1, 1)])
-@pytest.mark.parametrize("has_residual", [False, True])
-def test_pool_sums_each_image_by_itself(stored: bool, size: tuple[int, int, int], has_residual: bool) -> None:
-    config = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    for dtype in DTYPES:
-        check((40, 72, "hardswish", has_residual, True), size, dtype, config, pooled=True, stored=stored)
+SIZES = [(1, 7, 7), (3, 3, 7), (2, 1, 1)]
+OUTPUTS = [("out",), ("pool",), ("out", "pool")]
+
+
+@pytest.mark.parametrize(("case", "dtype"), in_turn(itertools.product(SIZES, OUTPUTS, (False, True)), DTYPES))
+def test_tiles_across_images(case: tuple[tuple[int, int, int], tuple[str, ...], bool], dtype: torch.dtype) -> None:
+    """A tile holds pixels of several images, unless each image's sums are wanted."""
+    size, outputs, has_residual = case
+    config = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+    check((40, 72, "hardswish", has_residual, True), size, dtype, config, outputs)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mbv3fast.config import network
 from mbv3fast.reference import squeeze_excite_ref
-from tests.kernels.harness import BLOCKS, Guards, run
+from tests.kernels.harness import BLOCKS, DTYPES, Guards, in_turn, run
 from tests.numerics import assert_agrees
 
 configs = pytest.importorskip("mbv3fast.kernels.configs")
@@ -16,28 +16,25 @@ kernels = pytest.importorskip("mbv3fast.kernels.squeeze_excite")
 
 PEERS = [block for variant in ("large", "small") for block in network(variant, se_divisor=8).blocks]  # type: ignore[arg-type]
 SHAPES = sorted({(block.expanded, block.squeeze) for block in [*BLOCKS, *PEERS] if block.squeeze})
+INPUTS = [  # the batch that configurations are for, a size, the activation between
+    (128, (2, 5, 7), "relu"),
+    (1, (1, 9, 8), "hardswish"),
+    (1, (3, 1, 1), "relu"),
+]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(
-    ("dtype", "size", "activation"),
-    [
-        (torch.float32, (2, 5, 7), "relu"),
-        (torch.float16, (1, 9, 8), "hardswish"),
-        (torch.bfloat16, (3, 1, 1), "relu"),
-    ],
-)
+@pytest.mark.parametrize(("shape", "dtype", "given"), in_turn(SHAPES, DTYPES, INPUTS))
 def test_squeeze_excite(
-    shape: tuple[int, int], dtype: torch.dtype, size: tuple[int, int, int], activation: str
+    shape: tuple[int, int], dtype: torch.dtype, given: tuple[int, tuple[int, int, int], str]
 ) -> None:
-    (channels, squeezed), (images, height, width), guards = shape, size, Guards()
+    (channels, squeezed), (batch, (images, height, width), activation), guards = shape, given, Guards()
     pixels = height * width
     x = guards.randn(images, height, width, channels, dtype=dtype)
     x.add_(1)
     fc1 = guards.randn(squeezed, channels, dtype=dtype, scale=channels**-0.5)
     fc2 = guards.randn(channels, squeezed, dtype=dtype, scale=squeezed**-0.5)
     bias1, bias2 = (guards.randn(n, dtype=torch.float32) for n in (squeezed, channels))
-    config = configs.squeeze(pixels, channels, squeezed)
+    config = configs.squeeze(images=batch, pixels=pixels, channels=channels, squeezed=squeezed, itemsize=dtype.itemsize)
     parts = -(-pixels // config["BLOCK_P"]) * -(-channels // config["BLOCK_C"])
     hidden = guards.empty(images, parts, squeezed, dtype=torch.float32)
     scale = guards.empty(images, channels, dtype=torch.float32)
@@ -53,10 +50,10 @@ def test_squeeze_excite(
             scale=scale,
             pixels=pixels,
             activation=activation,
-            config=configs.excite(parts, channels),
+            config=configs.excite(images=batch, parts=parts, channels=channels),
         )
-        given = {"rows": images * pixels, "pixels": pixels, "out": out, "config": configs.apply_scale(channels)}
-        kernels.apply_scale(x, scale, **given)
+        scaling = configs.apply_scale(rows=batch * pixels, channels=channels, itemsize=dtype.itemsize)
+        kernels.apply_scale(x, scale, rows=images * pixels, pixels=pixels, out=out, config=scaling)
 
     run(launch, guards, hidden, scale, out)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,27 +11,26 @@ from torch import Tensor
 from mbv3fast.layers import Padding
 from mbv3fast.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from mbv3fast.reference import stem_conv_ref
-from tests.kernels.harness import DTYPES, Guards, run
+from tests.kernels.harness import DTYPES, Guards, in_turn, run
 from tests.numerics import assert_agrees
 
 configs = pytest.importorskip("mbv3fast.kernels.configs")
 kernel = pytest.importorskip("mbv3fast.kernels.stem_conv")
 
+SHAPES = [  # of the input, channels of the output, padding, batch that the configuration is for
+    ((3, 3, 9, 11), 16, (1, 1, 1, 1), 1),
+    ((2, 3, 9, 31), 16, (1, 2, 3, 0), 128),
+    ((1, 1, 9, 13), 24, (1, 1, 1, 1), 1),
+    ((2, 4, 8, 8), 40, (0, 1, 0, 1), 128),
+]
+LAYOUTS = ["NCHW", "channels_last", "NHWC bytes", "NCHW bytes"]
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("given", ["NCHW", "channels_last", "NHWC bytes", "NCHW bytes"])
-@pytest.mark.parametrize(
-    ("size", "outputs", "channels", "padding"),
-    [
-        ((2, 17, 12), 16, 3, (1, 1, 1, 1)),
-        ((1, 9, 13), 24, 1, (1, 1, 1, 1)),
-        ((2, 8, 8), 40, 4, (0, 1, 0, 1)),
-    ],
-)
-def test_stem_conv(
-    dtype: torch.dtype, given: str, size: tuple[int, int, int], outputs: int, channels: int, padding: Padding
-) -> None:
-    (images, height, width), guards = size, Guards()
+
+@pytest.mark.parametrize(("case", "dtype"), in_turn(itertools.product(SHAPES, LAYOUTS), DTYPES))
+def test_stem_conv(case: tuple[tuple[tuple[int, int, int, int], int, Padding, int], str], dtype: torch.dtype) -> None:
+    """At the configuration of so many images of 224x224."""
+    ((images, channels, height, width), outputs, padding, batch), given = case
+    guards = Guards()
     is_bytes = given.endswith("bytes")
     if is_bytes:
         x = torch.randint(0, 256, (images, channels, height, width), dtype=torch.uint8)
@@ -52,7 +53,7 @@ def test_stem_conv(
             weight,
             bias,
             **{"factor": factor, "shift": shift, "out": out, "kernel": 3, **geometry},
-            config=configs.stem_conv(images, out_height * out_width),
+            config=configs.stem_conv(images=batch, pixels=112 * 112),
         )
 
     run(launch, guards, out)
