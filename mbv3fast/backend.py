@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 BACKENDS = ("auto", "cuda", "triton", "torch")
+PLANS = ("layers", "blocks", "network")
 ENVIRONMENT = "MBV3FAST_BACKEND"
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _OLDEST = (7, 5)  # compute capability
@@ -40,19 +41,23 @@ class Request(NamedTuple):
     origin: str
 
 
-def requested(backend: str) -> Request:
-    """The backend asked for: the argument, or where that is "auto", the environment's MBV3FAST_BACKEND.
+def requested(backend: str, plan: str | None = None) -> Request:
+    """The backend asked for: by the argument, by a `plan` of its, or else by the environment's MBV3FAST_BACKEND.
 
     Raises ValueError for an unknown name, BackendError for one that can't be served on any device here.
     """
+    if plan is not None:
+        _check_plan(plan, backend)
     by_argument = backend != "auto"
     name = backend if by_argument else os.environ.get(ENVIRONMENT) or "auto"
     request = Request(name, "backend" if by_argument else ENVIRONMENT)
-    if name not in BACKENDS:
+    if plan is not None and not by_argument:
+        request = Request("triton", "plan")
+    if request.name not in BACKENDS:
         raise ValueError(f"{request.origin}: got {name!r}, needs one of {', '.join(BACKENDS)}")
-    if name == "cuda":
+    if request.name == "cuda":
         raise BackendError(f"{request.origin}: 'cuda' has no kernels in this version; use 'auto', 'triton' or 'torch'")
-    if name == "triton" and not triton_installed():
+    if request.name == "triton" and not triton_installed():
         raise BackendError(f"{request.origin}: 'triton' needs Triton; pip install 'mbv3fast[triton]'")
     return request
 
@@ -71,6 +76,15 @@ def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decisi
     if dtype not in SERVED_DTYPES:
         return Decision(False, f"{dtype} is not served: PyTorch runs the modules")
     return Decision(True, "CPU: batch norm folded, channels_last, run in float32 by PyTorch's convolutions")
+
+
+def _check_plan(plan: str, backend: str) -> None:
+    if plan not in PLANS:
+        raise ValueError(f"plan: got {plan!r}, needs one of {', '.join(PLANS)}, or None")
+    if plan != "layers":
+        raise BackendError(f"plan: {plan!r} has no kernels in this version; use 'layers' or None")
+    if backend not in ("auto", "triton"):
+        raise BackendError(f"plan: 'layers' is of Triton's kernels, but the backend is {backend!r}")
 
 
 def plan_backend(request: Request, device: torch.device, dtype: torch.dtype) -> str:

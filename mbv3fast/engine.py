@@ -15,6 +15,8 @@ from mbv3fast.plan import INPUT, Plan
 from mbv3fast.preprocess import Preprocess, channels_first
 from mbv3fast.torch_ops import TORCH_OPS
 
+MEMORY = 512 * 2**20  # bytes of activations at once, by default; what a launch costs is lost in a batch of this size
+
 
 class _Call(NamedTuple):
     """A step bound to its function, and the values that nothing reads after it."""
@@ -29,9 +31,11 @@ class _Call(NamedTuple):
 class Engine:
     """A plan bound to the functions that run it; safe to call from several threads."""
 
-    def __init__(self, plan: Plan, preprocess: Preprocess) -> None:
-        """preprocess: how bytes are normalised."""
+    def __init__(self, plan: Plan, preprocess: Preprocess, micro_batch: int | None = None) -> None:
+        """preprocess: how bytes are normalised. micro_batch: the images run at once, None for what memory allows."""
         self.plan = plan
+        self._micro_batch = micro_batch
+        self._image_bytes: dict[tuple[int, ...], int] = {}
         self._preprocess = preprocess
         self._factors: dict[torch.device, dict[str, Tensor]] = {}
         dead: list[list[str]] = [[] for _ in plan.steps]
@@ -46,16 +50,37 @@ class Engine:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """The plan's outputs for x [N, C, H, W], of x's dtype; activations are freed after their last use.
 
-        Our kernels' plans take bytes too, [N, C, H, W] or [N, H, W, C]; the outputs are then of the plan's dtype.
+        Our kernels' plans take bytes too, [N, C, H, W] or [N, H, W, C]; the outputs are then of the plan's dtype. They
+        run large batches in parts, so that activations take no more than MEMORY or those of one image.
         """
+        if x.dtype == torch.uint8:
+            x = channels_first(x, len(self._preprocess.mean))
+        images = self.images_at_once(tuple(x.shape))
+        if images < x.shape[0]:
+            parts = [self._forward(part) for part in x.split(images)]
+            return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+        return self._forward(x)
+
+    def images_at_once(self, shape: tuple[int, ...]) -> int:
+        """How many images of an input of `shape` are run together."""
+        if self.plan.backend == "torch" or self.plan.puts_out_maps:
+            return shape[0]
+        if self._micro_batch is None:
+            return max(1, MEMORY // self._bytes_of_one_image(shape[1:]))
+        return self._micro_batch
+
+    def _bytes_of_one_image(self, shape: tuple[int, ...]) -> int:
+        if shape not in self._image_bytes:
+            self._image_bytes[shape] = self.plan.peak_bytes((1, *shape))
+        return self._image_bytes[shape]
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.plan.backend == "torch":
             dtype = x.dtype
             values = self._run({INPUT: x.to(self.plan.dtype, memory_format=torch.channels_last)}, {})
         else:
             dtype = self.plan.dtype
-            is_bytes = x.dtype == torch.uint8
-            factors = self._factors_on(x.device) if is_bytes else {}
-            x = channels_first(x, len(self._preprocess.mean)) if is_bytes else x
+            factors = self._factors_on(x.device) if x.dtype == torch.uint8 else {}
             values = self._run({INPUT: x}, {"target": target_of(x.device, pdl=True)}, factors)
         # Detached, since under no_grad a view may not be written to later, where gradients are on.
         return tuple(values[name].to(dtype).detach() for name in self.plan.outputs)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mbv3fast.config import SOURCES, NetworkConfig, network, squeeze_width, with_overrides
 from mbv3fast.description import Description
-from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3, build, logger
+from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3, build
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.serving import logger
 from mbv3fast.tables import Variant
 from mbv3fast.weights import Checkpoint, WeightsError, read
 
@@ -35,6 +36,9 @@ _DOC = """MobileNetV3-{Variant} (Howard et al. 2019, table {table}), {size} at 1
     tf_same_padding: TensorFlow's 'same' padding at stride 2.
     minimal: no squeeze-excite, no hardswish, no 5x5 kernels (timm's `minimal` models).
     backend: "auto", "cuda", "triton" or "torch"; an explicit one that can't serve raises BackendError.
+    plan: "layers" asks for Triton's plan outright; None leaves the choice to the backend.
+    cuda_graphs: whether a GPU replays captured launches; without, each forward launches them anew.
+    micro_batch: images that a GPU runs at once; None for as many as keep activations within 512 MB.
     features_only: a module that returns feature maps of strides 2 to 32, those of `out_indices`.
 
     Raises WeightsError (a ValueError) for weights that can't be read or fitted, ValueError for other arguments.
@@ -158,6 +162,9 @@ class Options(TypedDict, total=False):
     tf_same_padding: bool | None
     minimal: bool | None
     backend: str
+    plan: str | None
+    cuda_graphs: bool
+    micro_batch: int | None
 
 
 @overload
@@ -184,6 +191,9 @@ def large(
     tf_same_padding: bool | None = None,
     minimal: bool | None = None,
     backend: str = "auto",
+    plan: str | None = None,
+    cuda_graphs: bool = True,
+    micro_batch: int | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
 ) -> FusedMobileNetV3 | FusedFeatureExtractor:
@@ -214,6 +224,9 @@ def small(
     tf_same_padding: bool | None = None,
     minimal: bool | None = None,
     backend: str = "auto",
+    plan: str | None = None,
+    cuda_graphs: bool = True,
+    micro_batch: int | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
 ) -> FusedMobileNetV3 | FusedFeatureExtractor:

@@ -84,7 +84,8 @@ class Snapshot:
 
     Every parameter and buffer by identity, data pointer and version; every submodule by identity; every
     attribute that folding reads; steps of the optimizers that hold its parameters. Writes
-    that PyTorch doesn't count (`p.data.mul_(2)`, a NumPy view) are seen where they change a tensor's middle element.
+    that PyTorch doesn't count (`p.data.mul_(2)`, a NumPy view) are seen, on a CPU, where they change a tensor's middle
+    element.
     """
 
     def __init__(self, model: nn.Module, within: tuple[nn.Module, ...]) -> None:
@@ -139,10 +140,10 @@ class Snapshot:
 
 
 def _probes(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """A view [1] of the middle of each floating-point tensor, grouped by dtype and device."""
+    """A view [1] of the middle of each floating-point tensor on a CPU, grouped by dtype and device."""
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
-        if tensor.is_floating_point() and tensor.numel():
+        if tensor.is_floating_point() and tensor.numel() and tensor.device.type == "cpu":  # a GPU would have to wait
             middle = tensor.detach()[tuple(size // 2 for size in tensor.shape)].view(1)
             middle = middle.view(_BITS[tensor.element_size()])  # as bits, since NaN equals nothing
             groups.setdefault((tensor.dtype, tensor.device), []).append(middle)

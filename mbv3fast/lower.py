@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,26 +17,25 @@ BlockSteps = Callable[[FoldedBlock, str, torch.dtype], list[Step]]
 HeadSteps = Callable[[FoldedConv, tuple[FoldedLinear, ...], str, torch.dtype], list[Step]]
 
 
-def lower_torch(network: FoldedNetwork, dtype: torch.dtype, taps: Sequence[int] | None = None) -> Plan:
-    """The plan that PyTorch's own ops run: one step a convolution, weights packed channels_last in `dtype`.
+class Lowering(NamedTuple):
+    """For whom a network is lowered, "torch" or "triton", and the dtype that its weights are packed in.
 
-    taps: indices of `features` layers whose outputs are the network's, in place of the pooled head.
+    PyTorch's plan has one step a convolution, weights channels_last. The plan of our kernels joins depthwise and
+    projection where no squeeze-excite stands between them; where one does, its squeeze is in the depthwise's epilogue
+    and its scale in the projection's prologue. The last convolution's mean is taken where it is computed, and biases
+    are float32.
+    """
+
+    backend: str
+    dtype: torch.dtype
+
+
+def lower(lowering: Lowering, network: FoldedNetwork, taps: Sequence[int] | None = None) -> Plan:
+    """The plan of a network; `taps` are indices of `features` layers whose outputs it puts out, in place of the head.
+
     Raises UnsupportedError for a convolution that no op covers.
     """
-    return _lower("torch", network, dtype, taps)
-
-
-def lower_triton(network: FoldedNetwork, dtype: torch.dtype, taps: Sequence[int] | None = None) -> Plan:
-    """The plan of our kernels: depthwise and projection in one where no squeeze-excite stands between them, elsewhere
-    its squeeze in the depthwise's epilogue and its scale in the projection's prologue; the last convolution's mean
-    where that is computed. Biases are float32.
-
-    Arguments and errors as of `lower_torch`.
-    """
-    return _lower("triton", network, dtype, taps)
-
-
-def _lower(backend: str, network: FoldedNetwork, dtype: torch.dtype, taps: Sequence[int] | None) -> Plan:
+    backend, dtype = lowering
     block_steps, head_steps, pack = _BACKENDS[backend]
     steps: list[Step] = []
     ends = [INPUT]

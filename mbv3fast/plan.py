@@ -78,6 +78,12 @@ class Plan:
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
 
+    @property
+    def puts_out_maps(self) -> bool:
+        """Whether an output is a feature map, not a vector for each image."""
+        vectors = {name for step in self.steps if step.op.endswith("linear") for name in step.outputs}
+        return not vectors.issuperset(self.outputs)
+
     def last_use(self) -> dict[str, int]:
         """For each value the index of the last step that reads it; outputs are never dropped."""
         last = {name: index for index, step in enumerate(self.steps) for name in step.inputs.values()}

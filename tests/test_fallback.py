@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import mbv3fast
-from mbv3fast import fast, freshness
+from mbv3fast import freshness, serving
 from mbv3fast.fast import FusedMobileNetV3
 from tests.freshness import TOLERANCE, difference
 from tests.networks import digit_tiles, trained_small
@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[[], FusedMobileNetV3], Callable[[], AbstractCont
 @pytest.fixture
 def spoken(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the library has logged since the test began."""
-    fast._say_once.cache_clear()
+    serving._say_once.cache_clear()
     caplog.set_level(logging.INFO, logger="mbv3fast")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "mbv3fast"]
 
@@ -221,7 +221,7 @@ def test_a_model_on_meta_says_so() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("lock", [fast._BUILDING, freshness._WATCHING])
+@pytest.mark.parametrize("lock", [serving._BUILDING, freshness._WATCHING])
 def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: threading.Lock) -> None:
     """As where a DataLoader forks while another thread builds an engine."""
     subject, x = model(), images()
@@ -280,7 +280,7 @@ def test_an_interrupt_leaves_the_locks_free() -> None:
                 signal.setitimer(signal.ITIMER_REAL, 2e-5 + attempt * 5e-7)
                 while True:
                     subject.repack()
-            assert not fast._BUILDING.locked()
+            assert not serving._BUILDING.locked()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

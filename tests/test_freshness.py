@@ -242,15 +242,15 @@ def test_repack_during_another_threads_build_is_not_lost(monkeypatch: pytest.Mon
     before = answer(model)
     model.repack()
     folding, edited = threading.Event(), threading.Event()
-    fuse = type(model)._fuse
+    lower = type(model)._lower
 
-    def slow_fuse(self: FusedMobileNetV3, backend: str) -> Any:
-        engine = fuse(self, backend)
+    def slow_lower(self: FusedMobileNetV3, lowering: Any) -> Any:
+        lowered = lower(self, lowering)
         folding.set()
         edited.wait(10)
-        return engine
+        return lowered
 
-    monkeypatch.setattr(type(model), "_fuse", slow_fuse)
+    monkeypatch.setattr(type(model), "_lower", slow_lower)
     builder = threading.Thread(target=answer, args=(model,))
     builder.start()
     assert folding.wait(10)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mbv3fast
 from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features
-from mbv3fast.lower import lower_torch
+from mbv3fast.lower import Lowering, lower
 from mbv3fast.plan import INPUT, Plan, Step
 from mbv3fast.tables import ROWS, STEM, Variant
 from mbv3fast.torch_ops import TORCH_OPS
@@ -192,7 +192,7 @@ def test_a_convolution_that_no_op_covers_is_refused(edit: dict[str, Any], reason
     layer = mbv3fast.small().eval().features[0]
     layer[0] = torch.nn.Conv2d(16, 16, 3, bias=False, **edit)
     with pytest.raises(UnsupportedError, match=reason):
-        lower_torch(FoldedNetwork(fold_features(torch.nn.Sequential(layer)), ()), torch.float32, taps=(-1,))
+        lower(Lowering("torch", torch.float32), FoldedNetwork(fold_features(torch.nn.Sequential(layer)), ()), taps=(-1,))
 
 
 def test_a_residual_around_no_1x1_convolution_is_refused() -> None:

@@ -47,8 +47,8 @@ def test_what_stays_the_same_is_folded_once(edit: Edit, folds: int, monkeypatch:
     model = subject()
     edit(model)
     counted = []
-    fuse = type(model)._fuse
-    monkeypatch.setattr(type(model), "_fuse", lambda *given: (counted.append(1), fuse(*given))[1])
+    lower = type(model)._lower
+    monkeypatch.setattr(type(model), "_lower", lambda *given: (counted.append(1), lower(*given))[1])
     with torch.inference_mode():
         for _ in range(3):
             model.explain(torch.zeros(1, 3, 64, 64))

@@ -1,0 +1,285 @@
+"""How a model is served: whose call it is, by which engine, and whether that engine is still right."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mbv3fast.backend import BackendError, Decision, decide, plan_backend, requested
+from mbv3fast.config import FeatureLevel
+from mbv3fast.engine import Engine
+from mbv3fast.fold import UnsupportedError
+from mbv3fast.freshness import Snapshot, untrackable
+from mbv3fast.graphs import GraphRunner
+from mbv3fast.lower import Lowering
+from mbv3fast.model import Backbone
+from mbv3fast.plan import Plan
+from mbv3fast.torch_state import (
+    autocast_enabled,
+    fork_safe_lock,
+    global_hooks,
+    is_replica,
+    is_traced,
+    transform_active,
+)
+
+logger = logging.getLogger("mbv3fast")
+_BUILDING = fork_safe_lock()
+TRAINING = "the model is in training mode"
+TRACED = "the input is traced, compiled or no plain tensor"
+
+
+@dataclass(frozen=True)
+class Service:
+    """The engine of a model, and why it leaves the classifier to PyTorch, if it does."""
+
+    engine: Engine
+    head_refused: str = ""
+    runner: GraphRunner | None = None  # on a GPU, unless graphs are off
+
+    def run(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.runner or self.engine)(x)
+
+
+class Settings(NamedTuple):
+    """What an engine is built for, beside the model's modules."""
+
+    backend: str
+    levels: tuple[FeatureLevel, ...]
+    preprocess: Any
+    graphs: bool
+    micro_batch: int | None
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What came of folding a model, a service or why there can be none, and the state of it that this is right for."""
+
+    snapshot: Snapshot
+    settings: Settings
+    result: Service | str
+
+
+class Served(Backbone):
+    """Adds the engine to a backbone: built at the first forward that may use it, dropped when the model changes.
+
+    backend, plan_name: who runs it, as in `mbv3fast.large`. cuda_graphs: whether a GPU replays captured launches.
+    micro_batch: the images that are run at once, None for as many as keep within the engine's memory.
+    """
+
+    backend: str = "auto"
+    plan_name: str | None = None
+    cuda_graphs: bool = True
+    micro_batch: int | None = None
+    _built: _Built | None = None
+
+    def explain(self, x: Tensor) -> Decision:
+        """Whether `model(x)`, called in the present grad mode, is run by the engine or by PyTorch, and why.
+
+        Raises what `model(x)` would for an `x` that is no input.
+        """
+        self.check_input(x)
+        decision = self._decide(x)
+        if not decision.fused:
+            return decision
+        found = self._current(self._settings(decision, x.device))
+        if isinstance(found, str):
+            return Decision(False, found)
+        head = f"; the classifier is left to PyTorch: {found.head_refused}" if found.head_refused else ""
+        return replace(decision, reason=decision.reason + head)
+
+    def plan(self) -> Plan:
+        """The steps that the engine runs for this model in eval. Raises UnsupportedError where PyTorch must."""
+        like = next(self.parameters())
+        request = requested(self.backend, self.plan_name)
+        lowering = Lowering(plan_backend(request, like.device, like.dtype), self._dtype(request.name))
+        return self._lower(lowering)[0]
+
+    def service(self, x: Tensor) -> Service | None:
+        """What serves `model(x)` now, in this grad mode; None where PyTorch runs the modules."""
+        decision = self._decide(x)
+        found = self._current(self._settings(decision, x.device)) if decision.fused else None
+        return found if isinstance(found, Service) else None
+
+    def warmup(self, shapes: Iterable[Sequence[int]], dtype: torch.dtype | None = None) -> None:
+        """Run zeros of each of `shapes` once, so that later calls compile and capture nothing.
+
+        dtype: of the inputs, the weights' by default; torch.uint8 for bytes.
+        Raises RuntimeError in training mode, and what the model raises for a shape that it can't take.
+        """
+        if self.training:
+            raise RuntimeError("warmup: the model is in training mode; call eval() first")
+        like = next(self.parameters())
+        with torch.inference_mode():
+            for shape in shapes:
+                self(torch.zeros(tuple(shape), dtype=dtype or like.dtype, device=like.device))
+        if like.is_cuda:
+            torch.cuda.synchronize(like.device)
+
+    def repack(self) -> None:
+        """Forget the folded weights, so that the next forward reads them anew.
+
+        Needed only after writes that PyTorch doesn't count (through `.data`, NumPy views or another process): on a GPU
+        after all of them, on a CPU after those to a part of a tensor; those to a whole tensor are noticed there.
+        """
+        with _BUILDING:  # so that a build under way in another thread is forgotten too
+            self._built = None
+
+    def train(self, mode: bool = True) -> Any:
+        self.repack()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.repack()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_built"}
+
+    @abstractmethod
+    def _lower(self, lowering: Lowering) -> tuple[Plan, str]:
+        """The plan of the model as it is, and why it ends before the classifier, if so. Raises UnsupportedError."""
+
+    @abstractmethod
+    def _customised(self) -> bool:
+        """Whether a subclass or an assignment changed a method that the engine bypasses."""
+
+    def _parts(self) -> tuple[nn.Module, ...]:
+        """The modules that the engine's result depends on."""
+        return (self.features,)
+
+    def _levels(self) -> tuple[FeatureLevel, ...]:
+        """The feature maps that are put out, none where it is logits."""
+        return ()
+
+    def _serve(self, x: Tensor) -> tuple[tuple[Tensor, ...], Service] | None:
+        """The outputs for `x`, and what made them; None where PyTorch must run the modules, the reason logged once."""
+        decision = self._decide(x)
+        if decision.fused:
+            settings = self._settings(decision, x.device)
+            standing = self._standing(settings) if x.is_cuda else None
+            if standing is not None:
+                service, snapshot = standing
+                outputs = service.run(x)  # at once: the check runs while the GPU works
+                if snapshot.holds():
+                    return outputs, service
+            found = self._current(settings)
+            if isinstance(found, Service):
+                if found.head_refused:
+                    _say_once(f"PyTorch runs this model's classifier: {found.head_refused}")
+                return found.run(x if settings.backend == "triton" else self.normalised(x)), found
+            decision = Decision(False, found)
+        if torch.is_grad_enabled():
+            self._built = None  # weights may move now, some without a trace; no lock, torch.compile traces this
+        if decision.reason not in (TRAINING, TRACED):
+            _say_once(f"PyTorch runs this model's modules: {decision.reason}")
+        return None
+
+    def _decide(self, x: Tensor) -> Decision:
+        """Whether this call is an engine's, as far as can be said without building one."""
+        request = requested(self.backend, self.plan_name)
+        reason = self._refusal(x)
+        if reason:
+            return Decision(False, reason)
+        dtype = next(self.features.parameters()).dtype if x.dtype == torch.uint8 else x.dtype
+        return decide(request, x.device, dtype)
+
+    def _refusal(self, x: Tensor) -> str:
+        """Why this call is PyTorch's, whatever the backend; empty where it isn't."""
+        if self.training:
+            return TRAINING
+        if is_replica(self):
+            return "a replica of nn.DataParallel lives for one call"
+        if is_traced(x):
+            return TRACED
+        if self._customised():
+            return "the model's own forward methods are overridden"
+        if torch.is_grad_enabled():
+            return "gradients are enabled: call the model under torch.inference_mode()"
+        if autocast_enabled(x.device):
+            return "autocast is enabled"
+        if transform_active():
+            return "a torch.func transform or forward-mode differentiation is active"
+        return "hooks for all modules are registered" if global_hooks() else ""
+
+    def _settings(self, decision: Decision, device: torch.device) -> Settings:
+        graphs = self.cuda_graphs and device.type == "cuda"
+        return Settings(decision.backend, self._levels(), self._preprocess(), graphs, self.micro_batch)
+
+    def _standing(self, settings: Settings) -> tuple[Service, Snapshot] | None:
+        """What was built for these settings, whether or not the weights have moved since."""
+        built = self._built
+        if built is None or built.settings != settings or isinstance(built.result, str):
+            return None
+        return built.result, built.snapshot
+
+    def _fresh(self, settings: Settings) -> _Built | None:
+        """What was built, if the model is still as it was then."""
+        built = self._built
+        holds = built is not None and built.settings == settings and built.snapshot.holds()
+        return built if holds else None
+
+    def _current(self, settings: Settings) -> Service | str:
+        """What serves the model as it is now, or why nothing can.
+
+        Raises BackendError where nothing can, but a backend was asked for.
+        """
+        built = self._fresh(settings)
+        if built is None:
+            with _BUILDING:
+                built = self._fresh(settings)  # another thread may have built it meanwhile
+                if built is None:
+                    reason = untrackable(self)
+                    if reason:
+                        return self._unless_asked_for(reason)
+                    built = self._built = self._build(settings)
+        return built.result if isinstance(built.result, Service) else self._unless_asked_for(built.result)
+
+    def _unless_asked_for(self, reason: str) -> str:
+        request = requested(self.backend, self.plan_name)
+        if request.name == "triton":
+            raise BackendError(f"{request.origin}: 'triton' can't serve this model: {reason}")
+        return reason
+
+    def _build(self, settings: Settings) -> _Built:
+        snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
+        try:
+            plan, head_refused = self._lower(Lowering(settings.backend, self._dtype(settings.backend)))
+        except UnsupportedError as unsupported:
+            return _Built(snapshot, settings, str(unsupported))
+        engine = Engine(plan, settings.preprocess, settings.micro_batch)
+        runner = GraphRunner(engine) if settings.graphs else None
+        if settings.graphs:  # kernels may read weights before what was launched earlier has ended
+            torch.cuda.current_stream(next(self.parameters()).device).synchronize()
+        return _Built(snapshot, settings, Service(engine, head_refused, runner))
+
+    def _dtype(self, backend: str) -> torch.dtype:
+        """What the plan computes in: the parameters' dtype, but for narrow ones of a CPU, where PyTorch is slow."""
+        dtype = common_dtype(self.features)
+        on_cpu = next(self.features.parameters()).device.type == "cpu"
+        return torch.float32 if on_cpu and dtype.itemsize < 4 and backend != "triton" else dtype
+
+
+def common_dtype(module: nn.Module) -> torch.dtype:
+    """The one dtype of all parameters. Raises UnsupportedError where there are several."""
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    if len(dtypes) != 1:
+        raise UnsupportedError(f"parameters have several dtypes: {', '.join(sorted(map(str, dtypes)))}")
+    return dtypes.pop()
+
+
+def overrides(model: nn.Module, kind: type[nn.Module], methods: tuple[str, ...]) -> bool:
+    """Whether `model` has methods of its own in place of those of `kind`."""
+    return any(m in model.__dict__ or getattr(type(model), m) is not getattr(kind, m) for m in methods)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning("%s", message)
