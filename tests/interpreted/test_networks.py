@@ -15,14 +15,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbv3fast import Preprocess, engine
-from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops.target import Target
 from mbv3fast.traffic import traffic_of
 from tests.networks import calibrated_features, calibrated_large, digit_tiles, photographs, trained_small
-from tests.numerics import Network, assert_agrees, by_engine, by_module, exact, tensors
+from tests.numerics import Network, assert_agrees, by_engine, by_module, exact
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1: `make test-kernels`", allow_module_level=True)
+interpreter = pytest.importorskip("triton.runtime.interpreter")
 common = pytest.importorskip("mbv3fast.kernels._common")
 
 NETWORKS: dict[str, Callable[[], Network]] = {"large": calibrated_large, "small": trained_small}
@@ -72,12 +72,13 @@ def test_feature_maps() -> None:
     check(on_triton(calibrated_features(), HALF), photographs(1, 64).half())
 
 
-def test_the_digits_are_read_as_the_reference_reads_them() -> None:
-    model, x = on_triton(trained_small(), HALF), digit_tiles()[:20].half()
+@pytest.mark.parametrize("count", [10, pytest.param(40, marks=pytest.mark.slow)])
+def test_the_digits_are_read_as_the_reference_reads_them(count: int) -> None:
+    model, x = on_triton(trained_small(), HALF), digit_tiles()[:count].half()
     with torch.inference_mode():
         got, wanted = model(x).argmax(1), model.reference_forward(x).argmax(1)
     assert torch.equal(got, wanted)
-    assert (got == torch.arange(20) % 10).float().mean() > 0.9
+    assert (got == torch.arange(count) % 10).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -88,10 +89,8 @@ def test_bytes_are_normalised_in_the_stem(layout: str) -> None:
     given = x.permute(0, 2, 3, 1).contiguous() if layout == "NHWC" else x
     with torch.inference_mode():
         got, plain = model(given), model.reference_forward(given)
-        values = (x.double() / 255 - torch.tensor(model.preprocess.mean).double()[:, None, None]) / torch.tensor(
-            model.preprocess.std
-        ).double()[:, None, None]
-        truth = copy.deepcopy(model).double().reference_forward(values)
+        mean, std = (torch.tensor(v).double()[:, None, None] for v in (model.preprocess.mean, model.preprocess.std))
+        truth = copy.deepcopy(model).double().reference_forward((x.double() / 255 - mean) / std)
     assert_agrees(got, plain, truth)
 
 
@@ -110,11 +109,11 @@ class Watching(TorchDispatchMode):
 def test_no_op_of_pytorch_computes_anything() -> None:
     model, x = on_triton(trained_small()), digit_tiles()[:1]
     with torch.inference_mode():
-        model(x)
+        run = model.service(x).engine
         with Watching() as watching:
-            model.service(x).engine(x)
-    # Memory; the interpreter's own copies between its launches' arguments and NumPy.
-    assert set(+watching.seen) <= {"empty", "detach", "_to_copy", "copy_", "set_", "lift_fresh", "clone"}, watching.seen
+            run(x)
+    # Memory alone: buffers, and the interpreter's copies of its arguments.
+    assert set(+watching.seen) <= {"empty", "new_empty", "set_", "copy_"}, watching.seen
 
 
 @pytest.mark.parametrize(("name", "launches"), [("large", 49), ("small", 43)])
@@ -124,13 +123,11 @@ def test_launches_and_bytes_are_those_that_the_plan_counts(
     """Seen at the launcher, which a forward passes as on a GPU but for the kernels themselves."""
     monkeypatch.setattr(engine, "target_of", lambda *_, **__: Target())
     model, x = on_triton(NETWORKS[name](), HALF), torch.zeros(2, 3, 224, 224, dtype=HALF)
-    service = model.service_of(x) if hasattr(model, "service_of") else None
     with torch.inference_mode():
         service = model.service(x)
         plan = service.engine.plan
         seen: list[Any] = []
-        for kernel in KERNELS:
-            monkeypatch.setattr(kernel, "run", lambda *_, **__: None)
+        monkeypatch.setattr(interpreter.InterpretedFunction, "run", lambda *_, **__: None)
         with common.watch_launches(seen.append):
             service.engine(x)
     weights = {StorageWeakRef(t.untyped_storage()) for step in plan.steps for t in step.tensors.values()}
