@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbv3fast.serving import Served, Service
+from mbv3fast.service import Service
+from mbv3fast.serving import Served
 
 
 class Bound:

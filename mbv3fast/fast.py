@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from mbv3fast.backend import requested
 from mbv3fast.bound import Bound
 from mbv3fast.config import FeatureLevel, NetworkConfig
-from mbv3fast.fold import FoldedNetwork, UnsupportedError, fold_features, fold_head, fold_pool
+from mbv3fast.fold import FoldedNetwork, UnsupportedError, common_dtype, fold_features, fold_head, fold_pool
 from mbv3fast.lower import Lowering, lower
 from mbv3fast.model import FeatureExtractor, MobileNetV3
 from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
-from mbv3fast.serving import Served, common_dtype, overrides
+from mbv3fast.serving import Served
+from mbv3fast.torch_state import overrides
 
 
 class FusedMobileNetV3(Served, MobileNetV3):

@@ -193,6 +193,14 @@ def _activation(module: nn.Module, name: str) -> Activation:
     return "relu" if type(module) is nn.ReLU else "hardswish"
 
 
+def common_dtype(module: nn.Module) -> torch.dtype:
+    """The one dtype of all parameters. Raises UnsupportedError where there are several."""
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    if len(dtypes) != 1:
+        raise UnsupportedError(f"parameters have several dtypes: {', '.join(sorted(map(str, dtypes)))}")
+    return dtypes.pop()
+
+
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """(name, submodule) in order, a submodule that stands in two places twice, unlike `named_children`."""
     return [(name, child) for name, child in module._modules.items() if child is not None]

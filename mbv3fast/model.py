@@ -61,6 +61,10 @@ class Backbone(nn.Module):
         """What a user may have unset."""
         return self.preprocess or Preprocess.default(self.config.in_chans)
 
+    def reference_forward(self, x: Tensor) -> Any:
+        """The forward module by module, by no engine: the definition of right."""
+        raise NotImplementedError
+
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32], TypeError where it is no tensor."""
         check_input(x, self.features)

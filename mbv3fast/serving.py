@@ -6,21 +6,24 @@ import functools
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mbv3fast.backend import BackendError, Decision, decide, plan_backend, requested
+from mbv3fast.backend import BackendError, Decision, decide, interpreted, plan_backend, requested
 from mbv3fast.config import FeatureLevel
 from mbv3fast.engine import Engine
-from mbv3fast.fold import UnsupportedError
+from mbv3fast.fold import UnsupportedError, common_dtype
 from mbv3fast.freshness import Snapshot, untrackable
 from mbv3fast.graphs import GraphRunner
 from mbv3fast.lower import Lowering
 from mbv3fast.model import Backbone
 from mbv3fast.plan import Plan
+from mbv3fast.preprocess import channels_first
+from mbv3fast.selfcheck import Verdict, judge
+from mbv3fast.service import Built, Service, Settings
 from mbv3fast.torch_state import (
     autocast_enabled,
     fork_safe_lock,
@@ -34,37 +37,7 @@ logger = logging.getLogger("mbv3fast")
 _BUILDING = fork_safe_lock()
 TRAINING = "the model is in training mode"
 TRACED = "the input is traced, compiled or no plain tensor"
-
-
-@dataclass(frozen=True)
-class Service:
-    """The engine of a model, and why it leaves the classifier to PyTorch, if it does."""
-
-    engine: Engine
-    head_refused: str = ""
-    runner: GraphRunner | None = None  # on a GPU, unless graphs are off
-
-    def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.runner or self.engine)(x)
-
-
-class Settings(NamedTuple):
-    """What an engine is built for, beside the model's modules."""
-
-    backend: str
-    levels: tuple[FeatureLevel, ...]
-    preprocess: Any
-    graphs: bool
-    micro_batch: int | None
-
-
-@dataclass(frozen=True)
-class _Built:
-    """What came of folding a model, a service or why there can be none, and the state of it that this is right for."""
-
-    snapshot: Snapshot
-    settings: Settings
-    result: Service | str
+_UNKNOWN = Verdict("not judged yet")
 
 
 class Served(Backbone):
@@ -78,7 +51,7 @@ class Served(Backbone):
     plan_name: str | None = None
     cuda_graphs: bool = True
     micro_batch: int | None = None
-    _built: _Built | None = None
+    _built: Built | None = None
 
     def explain(self, x: Tensor) -> Decision:
         """Whether `model(x)`, called in the present grad mode, is run by the engine or by PyTorch, and why.
@@ -89,7 +62,7 @@ class Served(Backbone):
         decision = self._decide(x)
         if not decision.fused:
             return decision
-        found = self._current(self._settings(decision, x.device))
+        found = self._found(self._settings(decision), x)
         if isinstance(found, str):
             return Decision(False, found)
         head = f"; the classifier is left to PyTorch: {found.head_refused}" if found.head_refused else ""
@@ -105,7 +78,7 @@ class Served(Backbone):
     def service(self, x: Tensor) -> Service | None:
         """What serves `model(x)` now, in this grad mode; None where PyTorch runs the modules."""
         decision = self._decide(x)
-        found = self._current(self._settings(decision, x.device)) if decision.fused else None
+        found = self._found(self._settings(decision), x) if decision.fused else None
         return found if isinstance(found, Service) else None
 
     def warmup(self, shapes: Iterable[Sequence[int]], dtype: torch.dtype | None = None) -> None:
@@ -163,14 +136,14 @@ class Served(Backbone):
         """The outputs for `x`, and what made them; None where PyTorch must run the modules, the reason logged once."""
         decision = self._decide(x)
         if decision.fused:
-            settings = self._settings(decision, x.device)
-            standing = self._standing(settings) if x.is_cuda else None
+            settings = self._settings(decision)
+            standing = self._standing(settings, x) if x.is_cuda else None
             if standing is not None:
                 service, snapshot = standing
                 outputs = service.run(x)  # at once: the check runs while the GPU works
                 if snapshot.holds():
                     return outputs, service
-            found = self._current(settings)
+            found = self._found(settings, x)
             if isinstance(found, Service):
                 if found.head_refused:
                     _say_once(f"PyTorch runs this model's classifier: {found.head_refused}")
@@ -209,18 +182,35 @@ class Served(Backbone):
             return "a torch.func transform or forward-mode differentiation is active"
         return "hooks for all modules are registered" if global_hooks() else ""
 
-    def _settings(self, decision: Decision, device: torch.device) -> Settings:
-        graphs = self.cuda_graphs and device.type == "cuda"
-        return Settings(decision.backend, self._levels(), self._preprocess(), graphs, self.micro_batch)
+    def _settings(self, decision: Decision) -> Settings:
+        on_gpu = decision.backend == "triton" and not interpreted()
+        checked = on_gpu and requested(self.backend, self.plan_name).name == "auto"
+        graphs = on_gpu and self.cuda_graphs
+        return Settings(decision.backend, self._levels(), self._preprocess(), graphs, self.micro_batch, checked)
 
-    def _standing(self, settings: Settings) -> tuple[Service, Snapshot] | None:
-        """What was built for these settings, whether or not the weights have moved since."""
+    def _standing(self, settings: Settings, x: Tensor) -> tuple[Service, Snapshot] | None:
+        """What was built for these settings and may serve `x`, whether or not the weights have moved since."""
         built = self._built
         if built is None or built.settings != settings or isinstance(built.result, str):
             return None
+        verdicts = built.result.verdicts
+        if verdicts is not None and verdicts.get((x.shape, x.dtype), _UNKNOWN).reason:
+            return None
         return built.result, built.snapshot
 
-    def _fresh(self, settings: Settings) -> _Built | None:
+    def _found(self, settings: Settings, x: Tensor) -> Service | str:
+        """What serves `x`, or why nothing does."""
+        found = self._current(settings)
+        if isinstance(found, str) or found.verdicts is None:
+            return found
+        key = (x.shape, x.dtype)
+        if key not in found.verdicts:
+            theirs = functools.partial(self.reference_forward, x)
+            shape = tuple(channels_first(x, len(settings.preprocess.mean)).shape)
+            found.verdicts[key] = judge(found.engine.plan, shape, x.device, lambda: found.run(x), theirs)
+        return found.verdicts[key].reason or found
+
+    def _fresh(self, settings: Settings) -> Built | None:
         """What was built, if the model is still as it was then."""
         built = self._built
         holds = built is not None and built.settings == settings and built.snapshot.holds()
@@ -248,36 +238,24 @@ class Served(Backbone):
             raise BackendError(f"{request.origin}: 'triton' can't serve this model: {reason}")
         return reason
 
-    def _build(self, settings: Settings) -> _Built:
+    def _build(self, settings: Settings) -> Built:
         snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
         try:
             plan, head_refused = self._lower(Lowering(settings.backend, self._dtype(settings.backend)))
         except UnsupportedError as unsupported:
-            return _Built(snapshot, settings, str(unsupported))
+            return Built(snapshot, settings, str(unsupported))
         engine = Engine(plan, settings.preprocess, settings.micro_batch)
         runner = GraphRunner(engine) if settings.graphs else None
         if settings.graphs:  # kernels may read weights before what was launched earlier has ended
             torch.cuda.current_stream(next(self.parameters()).device).synchronize()
-        return _Built(snapshot, settings, Service(engine, head_refused, runner))
+        verdicts: dict[Any, Verdict] | None = {} if settings.checked else None
+        return Built(snapshot, settings, Service(engine, head_refused, runner, verdicts))
 
     def _dtype(self, backend: str) -> torch.dtype:
         """What the plan computes in: the parameters' dtype, but for narrow ones of a CPU, where PyTorch is slow."""
         dtype = common_dtype(self.features)
         on_cpu = next(self.features.parameters()).device.type == "cpu"
         return torch.float32 if on_cpu and dtype.itemsize < 4 and backend != "triton" else dtype
-
-
-def common_dtype(module: nn.Module) -> torch.dtype:
-    """The one dtype of all parameters. Raises UnsupportedError where there are several."""
-    dtypes = {parameter.dtype for parameter in module.parameters()}
-    if len(dtypes) != 1:
-        raise UnsupportedError(f"parameters have several dtypes: {', '.join(sorted(map(str, dtypes)))}")
-    return dtypes.pop()
-
-
-def overrides(model: nn.Module, kind: type[nn.Module], methods: tuple[str, ...]) -> bool:
-    """Whether `model` has methods of its own in place of those of `kind`."""
-    return any(m in model.__dict__ or getattr(type(model), m) is not getattr(kind, m) for m in methods)
 
 
 @functools.cache

@@ -36,6 +36,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def overrides(model: nn.Module, kind: type[nn.Module], methods: tuple[str, ...]) -> bool:
+    """Whether `model` has methods of its own in place of those of `kind`."""
+    return any(m in model.__dict__ or getattr(type(model), m) is not getattr(kind, m) for m in methods)
+
+
 def global_hooks() -> bool:
     """Whether hooks for all modules of the process are registered."""
     return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
@@ -44,6 +49,11 @@ def global_hooks() -> bool:
 def rewrites_state_dicts(model: nn.Module) -> bool:
     """Whether a hook may change a state dict before it is loaded."""
     return any(module._load_state_dict_pre_hooks for module in model.modules())
+
+
+def cuda_driver_version() -> int:
+    """The newest CUDA that the driver knows, as 13000."""
+    return torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined] # not in a CPU build
 
 
 def fork_safe_lock() -> threading.Lock:

@@ -1,0 +1,48 @@
+"""What a model is served by, and what that is right for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mbv3fast.config import FeatureLevel
+from mbv3fast.engine import Engine
+from mbv3fast.freshness import Snapshot
+from mbv3fast.graphs import GraphRunner
+from mbv3fast.preprocess import Preprocess
+from mbv3fast.selfcheck import Verdict
+
+
+@dataclass(frozen=True)
+class Service:
+    """The engine of a model, and why it leaves the classifier to PyTorch, if it does."""
+
+    engine: Engine
+    head_refused: str = ""
+    runner: GraphRunner | None = None  # on a GPU, unless graphs are off
+    verdicts: dict[Any, Verdict] | None = None  # of inputs by shape and dtype; None where no self-check is wanted
+
+    def run(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.runner or self.engine)(x)
+
+
+class Settings(NamedTuple):
+    """What an engine is built for, beside the model's modules."""
+
+    backend: str
+    levels: tuple[FeatureLevel, ...]
+    preprocess: Preprocess
+    graphs: bool
+    micro_batch: int | None
+    checked: bool  # by the self-check, before an input of a new shape is served
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of folding a model, a service or why there can be none, and the state of it that this is right for."""
+
+    snapshot: Snapshot
+    settings: Settings
+    result: Service | str
