@@ -131,6 +131,10 @@ class GraphRunner:
         with _CAPTURING:
             return self._driver.capture(run, self._driver.pool())[0]
 
+    def settle(self, device: torch.device) -> None:
+        """Wait for all that was launched on `device`."""
+        self._driver.settle(device)
+
     def _graph(self, x: Tensor) -> _Graph:
         key = _Key.of(x, self._driver.stream(x.device))
         graph = self._kept(key)

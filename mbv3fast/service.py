@@ -25,7 +25,8 @@ class Service:
     verdicts: dict[Any, Verdict] | None = None  # of inputs by shape and dtype; None where no self-check is wanted
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.runner or self.engine)(x)
+        """The outputs for `x`, by a graph where there are any."""
+        return self.engine(x) if self.runner is None else self.runner(x)
 
 
 class Settings(NamedTuple):

@@ -137,7 +137,7 @@ class Served(Backbone):
         decision = self._decide(x)
         if decision.fused:
             settings = self._settings(decision)
-            standing = self._standing(settings, x) if x.is_cuda else None
+            standing = self._standing(settings, x) if settings.graphs else None
             if standing is not None:
                 service, snapshot = standing
                 outputs = service.run(x)  # at once: the check runs while the GPU works
@@ -246,8 +246,8 @@ class Served(Backbone):
             return Built(snapshot, settings, str(unsupported))
         engine = Engine(plan, settings.preprocess, settings.micro_batch)
         runner = GraphRunner(engine) if settings.graphs else None
-        if settings.graphs:  # kernels may read weights before what was launched earlier has ended
-            torch.cuda.current_stream(next(self.parameters()).device).synchronize()
+        if runner is not None:  # kernels may read weights before what was launched earlier has ended
+            runner.settle(next(self.parameters()).device)
         verdicts: dict[Any, Verdict] | None = {} if settings.checked else None
         return Built(snapshot, settings, Service(engine, head_refused, runner, verdicts))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,43 +10,9 @@ from torch import Tensor
 
 from mbv3fast import graphs
 from mbv3fast.graphs import GraphRunner, Outputs
+from tests.stand_ins import StandIn
 
 CPU = torch.device("cpu")
-
-
-class StandIn:
-    """A GPU of one stream for each thread that asks; replays run the captured function again, into the same tensors."""
-
-    def __init__(self) -> None:
-        self.captures: list[Any] = []
-        self.settled = 0
-        self.is_capturing = False
-        self.streams = threading.local()
-
-    def stream(self, device: torch.device) -> int:
-        assert device == CPU
-        return getattr(self.streams, "number", 0)
-
-    def capturing(self) -> bool:
-        return self.is_capturing
-
-    def pool(self) -> object:
-        return object()
-
-    def capture(self, run: Callable[[], Outputs], pool: Any) -> tuple[Callable[[], None], Outputs]:
-        run()
-        outputs = run()
-        self.captures.append(pool)
-
-        def replay() -> None:
-            for kept, new in zip(outputs, run(), strict=True):
-                kept.copy_(new)
-
-        return replay, outputs
-
-    def settle(self, device: torch.device) -> None:
-        assert device == CPU
-        self.settled += 1
 
 
 def double(x: Tensor) -> Outputs:

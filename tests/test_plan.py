@@ -192,7 +192,9 @@ def test_a_convolution_that_no_op_covers_is_refused(edit: dict[str, Any], reason
     layer = mbv3fast.small().eval().features[0]
     layer[0] = torch.nn.Conv2d(16, 16, 3, bias=False, **edit)
     with pytest.raises(UnsupportedError, match=reason):
-        lower(Lowering("torch", torch.float32), FoldedNetwork(fold_features(torch.nn.Sequential(layer)), ()), taps=(-1,))
+        lower(
+            Lowering("torch", torch.float32), FoldedNetwork(fold_features(torch.nn.Sequential(layer)), ()), taps=(-1,)
+        )
 
 
 def test_a_residual_around_no_1x1_convolution_is_refused() -> None:

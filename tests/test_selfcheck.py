@@ -19,6 +19,7 @@ from mbv3fast.backend import Decision
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
 from mbv3fast.selfcheck import Verdict, disagreement, fingerprint, judge
+from tests.stand_ins import references_for_kernels
 
 pytest.importorskip("triton")
 CPU = torch.device("cpu")
@@ -32,15 +33,7 @@ def _own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _references_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stand_in(op: Any) -> Callable[..., Any]:
-        def run(**given: Any) -> Any:
-            results = op.reference(**{name: value for name, value in given.items() if name != "target"})
-            return results if len(results) > 1 else results[0]
-
-        return run
-
-    for op in OPS.values():
-        monkeypatch.setattr(op, "run", stand_in(op))
+    references_for_kernels(monkeypatch)
 
 
 def model() -> FusedMobileNetV3:
