@@ -13,10 +13,11 @@ from mbv3fast.config import FeatureLevel, NetworkConfig
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, common_dtype, fold_features, fold_head, fold_pool
 from mbv3fast.lower import Lowering, lower
 from mbv3fast.model import FeatureExtractor, MobileNetV3
+from mbv3fast.opaque import call, compiles_around, register
 from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.serving import Served
-from mbv3fast.torch_state import overrides
+from mbv3fast.torch_state import has_hooks, overrides
 
 
 class FusedMobileNetV3(Served, MobileNetV3):
@@ -24,6 +25,8 @@ class FusedMobileNetV3(Served, MobileNetV3):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
+        if compiles_around(x) and self._is_whole():
+            return call(self._handle, x, self.num_classes, next(self.parameters()).dtype)
         served = self._serve(x)
         if served is None:
             return self.reference_forward(x)
@@ -46,6 +49,12 @@ class FusedMobileNetV3(Served, MobileNetV3):
 
     def _customised(self) -> bool:
         return overrides(self, FusedMobileNetV3, ("forward_features", "forward_head", "reference_forward"))
+
+    def _is_whole(self) -> bool:
+        """Whether torch.compile may take the model for one op whose output it knows."""
+        idle = not (self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"))
+        plain = type(self.get_classifier()) is nn.Linear and not has_hooks(self.get_classifier())
+        return idle and plain and self._handle > 0 and self.backend != "torch"
 
     def _parts(self) -> tuple[nn.Module, ...]:
         return (self.features, self.avgpool, self.classifier)
@@ -106,5 +115,6 @@ def build(
     else:
         model = FusedMobileNetV3(config, preprocess)
     model.backend, model.plan_name = backend, plan
+    model._handle = register(model)
     model.cuda_graphs, model.micro_batch = cuda_graphs, micro_batch
     return model

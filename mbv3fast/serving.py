@@ -20,8 +20,10 @@ from mbv3fast.freshness import Snapshot, untrackable
 from mbv3fast.graphs import GraphRunner
 from mbv3fast.lower import Lowering
 from mbv3fast.model import Backbone
+from mbv3fast.opaque import register
 from mbv3fast.plan import Plan
 from mbv3fast.preprocess import channels_first
+from mbv3fast.program import FusedProgram
 from mbv3fast.selfcheck import Verdict, judge
 from mbv3fast.service import Built, Service, Settings
 from mbv3fast.torch_state import (
@@ -52,6 +54,7 @@ class Served(Backbone):
     cuda_graphs: bool = True
     micro_batch: int | None = None
     _built: Built | None = None
+    _handle: int = 0
 
     def explain(self, x: Tensor) -> Decision:
         """Whether `model(x)`, called in the present grad mode, is run by the engine or by PyTorch, and why.
@@ -80,6 +83,16 @@ class Served(Backbone):
         decision = self._decide(x)
         found = self._found(self._settings(decision), x) if decision.fused else None
         return found if isinstance(found, Service) else None
+
+    def fused(self) -> FusedProgram:
+        """The model as it is now as a module of `torch.ops.mbv3fast.*`, for torch.export and torch.compile.
+
+        Raises UnsupportedError where a part of the model has no op, its classifier included.
+        """
+        plan, head_refused = self._lower(Lowering("triton", common_dtype(self.features)))
+        if head_refused:
+            raise UnsupportedError(head_refused)
+        return FusedProgram(plan, self._preprocess()).eval()
 
     def warmup(self, shapes: Iterable[Sequence[int]], dtype: torch.dtype | None = None) -> None:
         """Run zeros of each of `shapes` once, so that later calls compile and capture nothing.
@@ -114,7 +127,11 @@ class Served(Backbone):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_built"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_built", "_handle")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._handle = register(self)
 
     @abstractmethod
     def _lower(self, lowering: Lowering) -> tuple[Plan, str]:
@@ -157,6 +174,8 @@ class Served(Backbone):
 
     def _decide(self, x: Tensor) -> Decision:
         """Whether this call is an engine's, as far as can be said without building one."""
+        if is_traced(x):
+            return Decision(False, TRACED)
         request = requested(self.backend, self.plan_name)
         reason = self._refusal(x)
         if reason:
@@ -170,8 +189,6 @@ class Served(Backbone):
             return TRAINING
         if is_replica(self):
             return "a replica of nn.DataParallel lives for one call"
-        if is_traced(x):
-            return TRACED
         if self._customised():
             return "the model's own forward methods are overridden"
         if torch.is_grad_enabled():

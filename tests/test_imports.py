@@ -17,7 +17,7 @@ ROOT = Path(mbv3fast.__file__).parent
 FLOORS = (
     ("tables", "assets", "atomic", "_version", "kernels"),
     ("config",),
-    ("layers", "preprocess", "torch_state", "backend"),
+    ("layers", "preprocess", "torch_state", "backend", "opaque"),
     ("reference", "description"),
     ("torch_ops", "ops"),
     ("checks", "traffic"),
@@ -25,7 +25,7 @@ FLOORS = (
     ("weights",),
     ("fold", "freshness", "plan"),
     ("lower", "engine", "graphs"),
-    ("selfcheck",),
+    ("selfcheck", "program"),
     ("service",),
     ("serving",),
     ("bound",),
