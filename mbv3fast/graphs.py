@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mbv3fast.torch_state import fork_safe_lock
+from mbv3fast.torch_state import fork_safe_lock, on_device
 
 Outputs = tuple[Tensor, ...]
 Run = Callable[[Tensor], Outputs]
@@ -128,7 +128,7 @@ class GraphRunner:
             (result,) = self._run(x)
             return (out.copy_(result),)
 
-        with _CAPTURING:
+        with _CAPTURING, on_device(x):
             return self._driver.capture(run, self._driver.pool())[0]
 
     def settle(self, device: torch.device) -> None:

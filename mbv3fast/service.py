@@ -13,6 +13,7 @@ from mbv3fast.freshness import Snapshot
 from mbv3fast.graphs import GraphRunner
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.selfcheck import Verdict
+from mbv3fast.torch_state import on_device
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Service:
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs for `x`, by a graph where there are any."""
-        return self.engine(x) if self.runner is None else self.runner(x)
+        with on_device(x):
+            return self.engine(x) if self.runner is None else self.runner(x)
 
 
 class Settings(NamedTuple):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,11 @@ def global_hooks() -> bool:
 def rewrites_state_dicts(model: nn.Module) -> bool:
     """Whether a hook may change a state dict before it is loaded."""
     return any(module._load_state_dict_pre_hooks for module in model.modules())
+
+
+def on_device(x: Tensor) -> AbstractContextManager[Any]:
+    """Within, launches go to the GPU of `x`, whichever is current outside."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def cuda_driver_version() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from mbv3fast.backend import serves_op
 from mbv3fast.layers import same_padding
 from mbv3fast.ops.spec import Spec
+from mbv3fast.torch_state import on_device
 
 NAMESPACE = "mbv3fast"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -56,7 +56,7 @@ class Op:
         tensors = tuple(t if t is None or t.dim() == 4 else t.contiguous() for t in tensors)
         if not serves_op(first.device, first.dtype):
             return self._result(self.reference(*tensors, **options))
-        with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        with on_device(first):
             return self._result(_as_tuple(self.run(*tensors, **options)))
 
     def _differentiate(self, *tensors: Tensor | None, **options: Any) -> Result:
