@@ -5,19 +5,25 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-full test-kernels lint bench clean
+KERNEL_TESTS := tests/kernels tests/interpreted
 
 demo: $(READY)
 	$(BIN)/mbv3fast demo
 
+# Interpreting kernels, compiling them, and neither: one of them a process.
 test: lint
 	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow and not gpu" $(KERNEL_TESTS)
+	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 -m "not slow and not gpu" tests/offline
 
 test-full: lint
 	$(BIN)/pytest -n 2
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 $(KERNEL_TESTS)
+	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 tests/offline
 
 test-kernels: $(READY)
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels
-	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 tests/offline
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow" $(KERNEL_TESTS)
+	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 -m "not slow" tests/offline
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mbv3fast.backend import BackendError, Decision, decide, interpreted, plan_backend, requested
+from mbv3fast.calls import TRACED, TRAINING, refusal
 from mbv3fast.config import FeatureLevel
 from mbv3fast.engine import Engine
 from mbv3fast.fold import UnsupportedError, common_dtype
@@ -26,19 +27,10 @@ from mbv3fast.preprocess import channels_first
 from mbv3fast.program import FusedProgram
 from mbv3fast.selfcheck import Verdict, judge
 from mbv3fast.service import Built, Service, Settings
-from mbv3fast.torch_state import (
-    autocast_enabled,
-    fork_safe_lock,
-    global_hooks,
-    is_replica,
-    is_traced,
-    transform_active,
-)
+from mbv3fast.torch_state import fork_safe_lock, is_traced, on_device
 
 logger = logging.getLogger("mbv3fast")
 _BUILDING = fork_safe_lock()
-TRAINING = "the model is in training mode"
-TRACED = "the input is traced, compiled or no plain tensor"
 _UNKNOWN = Verdict("not judged yet")
 
 
@@ -177,27 +169,11 @@ class Served(Backbone):
         if is_traced(x):
             return Decision(False, TRACED)
         request = requested(self.backend, self.plan_name)
-        reason = self._refusal(x)
+        reason = refusal(self, x, self._customised())
         if reason:
             return Decision(False, reason)
         dtype = next(self.features.parameters()).dtype if x.dtype == torch.uint8 else x.dtype
         return decide(request, x.device, dtype)
-
-    def _refusal(self, x: Tensor) -> str:
-        """Why this call is PyTorch's, whatever the backend; empty where it isn't."""
-        if self.training:
-            return TRAINING
-        if is_replica(self):
-            return "a replica of nn.DataParallel lives for one call"
-        if self._customised():
-            return "the model's own forward methods are overridden"
-        if torch.is_grad_enabled():
-            return "gradients are enabled: call the model under torch.inference_mode()"
-        if autocast_enabled(x.device):
-            return "autocast is enabled"
-        if transform_active():
-            return "a torch.func transform or forward-mode differentiation is active"
-        return "hooks for all modules are registered" if global_hooks() else ""
 
     def _settings(self, decision: Decision) -> Settings:
         on_gpu = decision.backend == "triton" and not interpreted()
@@ -224,7 +200,8 @@ class Served(Backbone):
         if key not in found.verdicts:
             theirs = functools.partial(self.reference_forward, x)
             shape = tuple(channels_first(x, len(settings.preprocess.mean)).shape)
-            found.verdicts[key] = judge(found.engine.plan, shape, x.device, lambda: found.run(x), theirs)
+            with on_device(x):
+                found.verdicts[key] = judge(found.engine.plan, shape, x.device, lambda: found.run(x), theirs)
         return found.verdicts[key].reason or found
 
     def _fresh(self, settings: Settings) -> Built | None:

@@ -20,7 +20,7 @@ FLOORS = (
     ("layers", "preprocess", "torch_state", "backend", "opaque"),
     ("reference", "description"),
     ("torch_ops", "ops"),
-    ("checks", "traffic"),
+    ("checks", "traffic", "calls"),
     ("model",),
     ("weights",),
     ("fold", "freshness", "plan"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mbv3fast.layers import Padding
-from mbv3fast.reference import depthwise_conv_ref, pointwise_conv_ref
+from mbv3fast.reference import depthwise_project_ref
 from tests.kernels.harness import BATCHES, BLOCKS, DTYPES, Guards, in_turn, run
 from tests.kernels.test_depthwise_conv import output_size
 from tests.numerics import assert_agrees
@@ -61,10 +61,10 @@ def check(
 
     def reference(kind: torch.dtype) -> Tensor:
         square = weight.to(kind).T.reshape(channels, 1, taps, taps)
-        depthwise = depthwise_conv_ref(x.to(kind).permute(0, 3, 1, 2), square, bias.to(kind), **geometry)  # type: ignore[arg-type]
         added = None if residual is None else residual.to(kind).permute(0, 3, 1, 2)
-        matrix = project.to(kind)[:, :, None, None]
-        return pointwise_conv_ref(depthwise, added, weight=matrix, bias=project_bias.to(kind)).permute(0, 2, 3, 1)
+        matrices = (square, bias.to(kind), project.to(kind)[:, :, None, None], project_bias.to(kind))
+        result = depthwise_project_ref(x.to(kind).permute(0, 3, 1, 2), *matrices, added, **geometry)  # type: ignore[arg-type]
+        return result.permute(0, 2, 3, 1)
 
     assert_agrees(out, reference(dtype), reference(torch.float64))
 

@@ -64,16 +64,9 @@ def check(
     run(launch, guards, *written)
 
     def reference(kind: torch.dtype) -> torch.Tensor:
-        scaled = x.to(kind) if scale is None else x.to(kind) * scale.to(kind)[:, None, None]
-        channels_first = [None if t is None else t.to(kind).permute(0, 3, 1, 2) for t in (scaled, residual)]
-        result = pointwise_conv_ref(
-            channels_first[0],  # type: ignore[arg-type]
-            channels_first[1],
-            weight=weight.to(kind)[:, :, None, None],
-            bias=bias.to(kind),
-            activation=activation,  # type: ignore[arg-type]
-        )
-        return result.permute(0, 2, 3, 1)
+        added = None if residual is None else residual.to(kind).permute(0, 3, 1, 2)
+        tensors = (x.to(kind).permute(0, 3, 1, 2), weight.to(kind)[:, :, None, None], bias.to(kind), added, scale)
+        return pointwise_conv_ref(*tensors, activation=activation).permute(0, 2, 3, 1)  # type: ignore[arg-type]
 
     truth, plain = reference(torch.float64), reference(dtype)
     if out is not None:
