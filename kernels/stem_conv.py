@@ -65,7 +65,7 @@ def _stem_conv_kernel(
         inside = (row < out_height) & (y >= 0) & (y < height) & (z >= 0) & (z < width)
         place = image * stride_n + y.to(tl.int64) * stride_h + z.to(tl.int64) * stride_w
         for c in tl.static_range(C):
-            value = tl.load(x + place + c * stride_c, inside, 0).to(tl.float32)
+            value = tl.load(x + place + c * tl.cast(stride_c, tl.int64), inside, 0).to(tl.float32)
             if shift is not None:  # before the zeros of the padding, which stay zeros
                 value = tl.where(inside, value * tl.load(factor + c) - tl.load(shift + c), 0.0)
             acc += value[:, None] * tl.load(weight + (tap * C + c) * N + n, n < N, 0.0)[None, :]

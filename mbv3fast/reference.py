@@ -61,7 +61,9 @@ def pointwise_conv_ref(
     if scale is not None:
         x = (x * scale[:, :, None, None]).to(x.dtype)
     out = activate(_conv(x, weight, bias, 1, (0, 0, 0, 0), 1, 1), activation, inplace=True)
-    return out if residual is None else out.add_(residual)
+    if residual is None:
+        return out
+    return out.add_(residual) if activation is None else out + residual  # relu's gradient needs its output
 
 
 def depthwise_conv_ref(

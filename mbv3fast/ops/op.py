@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from mbv3fast.backend import serves_op
 from mbv3fast.layers import same_padding
 from mbv3fast.ops.spec import Spec
-from mbv3fast.torch_state import on_device
+from mbv3fast.torch_state import on_device, transform_active
 
 NAMESPACE = "mbv3fast"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -48,10 +49,13 @@ class Op:
         return self._registered(*tensors, **options)
 
     def reference(self, *tensors: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
-        """The reference's outputs, in the layout of the kernels'."""
-        return tuple(_in_layout(out) for out in _as_tuple(self._reference(*tensors, **options)))
+        """The reference's outputs, in the layout and dtype of the kernels'."""
+        kind = next(t for t in (*tensors, *options.values()) if isinstance(t, Tensor)).device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            return tuple(_in_layout(out) for out in _as_tuple(self._reference(*tensors, **options)))
 
     def _compute(self, *tensors: Tensor | None, **options: Any) -> Result:
+        self.spec.check(tensors, options)
         first = self._leader(tensors)
         tensors = tuple(t if t is None or t.dim() == 4 else t.contiguous() for t in tensors)
         if not serves_op(first.device, first.dtype):
@@ -60,7 +64,9 @@ class Op:
             return self._result(_as_tuple(self.run(*tensors, **options)))
 
     def _differentiate(self, *tensors: Tensor | None, **options: Any) -> Result:
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        recorded = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        if recorded or transform_active():
+            self.spec.check(tensors, options)
             return self._result(self.reference(*tensors, **options))
         with torch._C._AutoDispatchBelowAutograd():
             return self._registered(*tensors, **options)
@@ -92,7 +98,11 @@ def empty(shape: tuple[int, ...], *, like: Tensor, dtype: torch.dtype | None = N
 
 
 def _in_layout(out: Tensor) -> Tensor:
-    return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if out.dim() == 4 else out.contiguous()
+    if out.dim() != 4:
+        return out.contiguous()
+    if min(out.shape) > 1:
+        return out.contiguous(memory_format=torch.channels_last)
+    return empty(tuple(out.shape), like=out).copy_(out)  # strides of a size of 1 are anything to `contiguous`
 
 
 def _as_tuple(result: Result) -> tuple[Tensor, ...]:

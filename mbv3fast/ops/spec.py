@@ -67,6 +67,7 @@ class Spec:
     outputs: tuple[Output, ...]
     options: tuple[str, ...]
     macs: Callable[[Sizes], int]
+    together: tuple[str, ...] = ()  # optional tensors of which all are given or none
 
     @property
     def schema(self) -> str:
@@ -81,6 +82,9 @@ class Spec:
         for name in self.options:
             _check_option(f"{self.name}: {name}", name, options[name])
         given = self._given(tensors)
+        named = {arg.name for arg, _ in given}
+        if self.together and 0 < len(named.intersection(self.together)) < len(self.together):
+            raise ValueError(f"{self.name}: {', '.join(self.together)}: got one of them, needs both or neither")
         leader_arg, leader = next((arg, tensor) for arg, tensor in given if arg.kind != "image")
         for arg, tensor in given:
             _check_dtype(f"{self.name}: {arg.name}", arg, tensor, leader)
@@ -157,9 +161,10 @@ def _bind(where: str, arg: Arg, shape: Sequence[int], sizes: dict[str, int], ori
     for symbol, size in zip(symbols, shape, strict=False):
         known = int(symbol) if symbol.isdigit() else sizes.get(symbol, found.setdefault(symbol, size))
         fits = fits and known == size
-    if not fits:
+    if not fits or any(size < 1 for symbol, size in found.items() if symbol != "N"):
         known_sizes = ", ".join(f"{s} = {sizes[s]} of {origins.get(s, 'the output')}" for s in symbols if s in sizes)
         needed = f"[{', '.join(symbols)}]" + (f" with {known_sizes}" if known_sizes else "")
+        needed += "" if not fits else ", each from 1 but for an empty batch"
         raise ValueError(f"{where} has shape {list(shape)}, needs {needed}")
     sizes |= found
     origins |= dict.fromkeys(found, arg.name)
@@ -180,11 +185,17 @@ def _check_dtype(where: str, arg: Arg, tensor: Tensor, leader: Tensor) -> None:
 
 
 def _check_option(where: str, name: str, value: Any) -> None:
-    if name in ("stride", "dilation") and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    if name in ("stride", "dilation") and not _is_number(value, 1):
         raise ValueError(f"{where}: got {value!r}, needs a whole number from 1")
     if name.endswith("activation") and value not in (None, "relu", "hardswish"):
         raise ValueError(f"{where}: got {value!r}, needs 'relu', 'hardswish' or None")
-    if name == "padding" and value != "same":
+    if name == "padding" and not (isinstance(value, str) and value == "same"):
         fits = isinstance(value, (tuple, list)) and len(value) == 4
-        if not fits or not all(isinstance(p, int) and p >= 0 for p in value):
+        if not fits or not all(_is_number(p, 0) for p in value):
             raise ValueError(f"{where}: got {value!r}, needs 4 numbers from 0 (left, right, top, bottom) or 'same'")
+
+
+def _is_number(value: Any, least: int) -> bool:
+    """Whether `value` is a whole number, or one that tracing has not fixed."""
+    whole = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    return whole and least <= value < 2**31

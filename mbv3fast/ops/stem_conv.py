@@ -37,8 +37,6 @@ def stem_conv(
     Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or option, or `factor` without `shift`.
     Howard et al. 2019, table 1, first row, with its batch norm folded in.
     """
-    if (factor is None) != (shift is None):
-        raise ValueError("stem_conv: factor, shift: got one of them, needs both or neither")
     return STEM_CONV(x, weight, bias, factor, shift, stride=stride, padding=padding, activation=activation)
 
 
@@ -94,6 +92,7 @@ STEM_CONV = Op(
         outputs=(Output("out", "N M P Q"),),
         options=("stride", "padding", "activation"),
         macs=lambda s: s["N"] * s["P"] * s["Q"] * s["M"] * s["C"] * s["k"] ** 2,
+        together=("factor", "shift"),
     ),
     _run,
     stem_conv_ref,
