@@ -30,8 +30,8 @@ def shrink(blocks: dict[str, int], least: dict[str, int], sizes: dict[str, int],
     return blocks
 
 
-def pointwise_conv(rows: int, outputs: int, inputs: int, itemsize: int, sms: int = SMS) -> Config:
-    """For a product [rows, inputs] x [inputs, outputs]."""
+def pointwise_conv(rows: int, outputs: int, inputs: int, itemsize: int, scaled: int = 0, sms: int = SMS) -> Config:
+    """For a product [rows, inputs] x [inputs, outputs]; `scaled`: whether each input has a float32 scale besides."""
     # Columns computed, wasted ones too, and for each block a read of x that costs about as much as 32 of them.
     block_n = min((128, 64, 32, 16), key=lambda block: ceil(outputs / block) * (block + 32))
     blocks = shrink(
@@ -40,8 +40,9 @@ def pointwise_conv(rows: int, outputs: int, inputs: int, itemsize: int, sms: int
         {"BLOCK_M": rows, "BLOCK_N": outputs},
         sms,
     )
-    warps = 8 if blocks["BLOCK_M"] * blocks["BLOCK_N"] >= 128 * 128 else 4
-    return {**blocks, "BLOCK_K": power_of_2(inputs, 16, 128 // itemsize), "num_warps": warps, "num_stages": 3}
+    warps = 8 if blocks["BLOCK_M"] * blocks["BLOCK_N"] >= (128 * 64 if scaled else 128 * 128) else 4
+    deepest = 32 if scaled else 128 // itemsize  # scales lie in shared memory too, of which some chips have 99 KB
+    return {**blocks, "BLOCK_K": power_of_2(inputs, 16, deepest), "num_warps": warps, "num_stages": 3}
 
 
 def depthwise_conv(
@@ -110,7 +111,7 @@ def squeeze(images: int, pixels: int, channels: int, squeezed: int, itemsize: in
 def excite(images: int, parts: int, channels: int, sms: int = SMS) -> Config:
     """For `parts` of the hidden units to the scales of `channels`."""
     blocks = shrink({"BLOCK_C": power_of_2(channels, 16, 32)}, {"BLOCK_C": 16}, {"BLOCK_C": images * channels}, sms)
-    return {**blocks, "BLOCK_PARTS": power_of_2(parts, 1, 16), "num_warps": 4}
+    return {**blocks, "BLOCK_PARTS": power_of_2(parts, 1, 8), "num_warps": 8}
 
 
 def apply_scale(rows: int, channels: int, itemsize: int, sms: int = SMS) -> Config:

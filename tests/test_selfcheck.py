@@ -84,6 +84,14 @@ def test_one_wrong_number_is_seen_and_its_step_named(monkeypatch: pytest.MonkeyP
     assert disagreement(plan, SHAPE, CPU).startswith(f"{op} of {step.name} errs by ")
 
 
+def test_a_kernel_that_fails_is_a_kernel_that_errs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise RuntimeError("out of resource")
+
+    monkeypatch.setattr(OPS["linear"], "run", fail)
+    assert disagreement(model().plan(), SHAPE, CPU) == "linear of classifier.3 fails: out of resource"
+
+
 def test_half_precision_may_err_as_pytorch_does() -> None:
     assert disagreement(model().half().plan(), SHAPE, CPU) == ""
 

@@ -67,6 +67,7 @@ def run_pointwise_conv(
             outputs=outputs,
             inputs=inputs,
             itemsize=x.itemsize,
+            scaled=int(scale is not None),
         ),
         tf32=target.tf32,
         pdl=target.pdl,

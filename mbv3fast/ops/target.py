@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from mbv3fast.kernels.configs import Config
 
 
 class Target(NamedTuple):
@@ -15,20 +19,29 @@ class Target(NamedTuple):
 
     sms: multiprocessors; where there is no GPU, those of the H100, which plans are counted for. tf32: whether float32
     may be multiplied as it. pdl: whether a kernel may start while its predecessor drains, which asks for weights that
-    nothing writes meanwhile.
+    nothing writes meanwhile. chip: the GPU's name, whose table of timed configurations is looked up; empty for none.
+    overrides: configurations by op that come before all others, for whoever times them.
     """
 
     sms: int = 132
     tf32: bool = False
     pdl: bool = False
     interpreted: bool = False
+    chip: str = ""
+    overrides: Mapping[str, Config] = MappingProxyType({})
 
-    def config(self, op: str, **sizes: int) -> Mapping[str, int]:
+    def config(self, op: str, **sizes: int) -> Config:
         """The launch configuration of `op` for the arguments of its heuristic in `kernels.configs`."""
         from mbv3fast.kernels.configs import HEURISTICS
         from mbv3fast.kernels.interpreted import interpreted
+        from mbv3fast.kernels.tuned import tuned
 
-        return interpreted(op, sizes) if self.interpreted else HEURISTICS[op](**sizes, sms=self.sms)
+        if op in self.overrides:
+            return self.overrides[op]
+        if self.interpreted:
+            return interpreted(op, sizes)
+        timed = tuned(self.chip, op, sizes)
+        return HEURISTICS[op](**sizes, sms=self.sms) if timed is None else timed
 
 
 def target_of(device: torch.device, *, pdl: bool = False) -> Target:
@@ -37,14 +50,15 @@ def target_of(device: torch.device, *, pdl: bool = False) -> Target:
         return Target(interpreted=True)
     if device.type != "cuda":
         return Target()
-    sms, major = _properties(device.index if device.index is not None else torch.cuda.current_device())
-    return Target(sms, tf32=torch.backends.cuda.matmul.fp32_precision == "tf32", pdl=pdl and major >= 9)
+    chip, sms, major = _properties(device.index if device.index is not None else torch.cuda.current_device())
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return Target(sms, tf32, pdl and major >= 9, chip=chip)
 
 
 @functools.cache
-def _properties(index: int) -> tuple[int, int]:
+def _properties(index: int) -> tuple[str, int, int]:
     properties = torch.cuda.get_device_properties(index)
-    return properties.multi_processor_count, properties.major
+    return properties.name, properties.multi_processor_count, properties.major
 
 
 def resolve(target: Target | None, like: Tensor) -> Target:

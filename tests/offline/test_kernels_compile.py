@@ -1,144 +1,98 @@
-"""Every kernel compiles at every shape of both networks, for few images and for many, without spills."""
+"""What plans and ops launch compiles, for few images and for many, without spills and within what a chip has."""
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
+from collections.abc import Hashable, Iterator
 
 import pytest
+import torch
 
-from mbv3fast.config import NetworkConfig, network
-from tests.offline.compiling import REGISTERS, SHARED_LIMIT, compile_kernel
+from tests.offline.compiling import Launch, binary, compile_launch, compile_within_limits
+from tests.offline.launches import (
+    VARIANTS,
+    Launches,
+    bytes_launches,
+    distinct,
+    op_launches,
+    plan_launches,
+    squeeze_excite_launches,
+)
 
-configs = pytest.importorskip("mbv3fast.kernels.configs")
-depthwise_conv = pytest.importorskip("mbv3fast.kernels.depthwise_conv")
-depthwise_project = pytest.importorskip("mbv3fast.kernels.depthwise_project")
-linear = pytest.importorskip("mbv3fast.kernels.linear")
-pointwise_conv = pytest.importorskip("mbv3fast.kernels.pointwise_conv")
-squeeze_excite = pytest.importorskip("mbv3fast.kernels.squeeze_excite")
-stem_conv = pytest.importorskip("mbv3fast.kernels.stem_conv")
-
-HALF, FLOAT = "*fp16", "*fp32"
-WIDE = {"bias", "project_bias", "scale", "pool", "hidden", "fc1_bias", "fc2_bias", "shift", "factor"}
-Case = tuple[str, Any, dict[str, Any], frozenset[str]]  # name, kernel, constants, float32 tensors beside WIDE
-
-
-def case(name: str, kernel: Any, wide: tuple[str, ...] = (), **constants: Any) -> Case:
-    return name, kernel, constants, frozenset(wide)
+FEW, MANY = 1, 128  # images, which configurations differ for
+CHIPS = (80, 90)
+DETAILS = {"C", "N", "K", "S", "ACTIVATION"}  # constants that change little of how a program is built
+IN_OTHER_DTYPES = ("features.0 ", "features.2.", "features.5.", "classifier.")
 
 
-def cases(config: NetworkConfig, images: int) -> list[Case]:
-    """The launches of a forward at 224x224, each with its configuration."""
-    pixels, size = [], 112
-    found = [
-        case(
-            "stem",
-            stem_conv._stem_conv_kernel,
-            ("weight",),
-            C=3,
-            N=config.stem,
-            KERNEL=3,
-            STRIDE=2,
-            ACTIVATION=config.activation,
-            BLOCK_N=16,
-            **{"shift": None, "factor": None, **configs.stem_conv(images, size * size)},
-        )
-    ]
-    for index, block in enumerate(config.blocks):
-        found += block_cases(f"block {index}", block, images, size)
-        size //= block.stride
-        pixels.append(size * size)
-    last, hidden = config.last_convs[0], config.hidden
-    found.append(pointwise("last conv", images, 49, config.blocks[-1].out_channels, last, "hardswish", out=None))
-    for name, inputs, outputs in (("classifier.0", last, hidden), ("classifier.3", hidden, 1000)):
-        options = {"K": inputs, "N": outputs, "ACTIVATION": None, "TF32": False}
-        launch = configs.linear(images, outputs, inputs, 2)
-        found.append(case(name, linear._linear_kernel, ("x",) if inputs == last else (), **options, **launch))
-    return found
+def conv_shapes(images: int, inputs: int, size: int, weight: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"x": (images, inputs, size, size), "weight": weight, "bias": weight[:1]}
 
 
-def block_cases(name: str, block: Any, images: int, size: int) -> list[Case]:
-    out_size, width = size // block.stride, block.expanded
-    found = []
-    if block.has_expand:
-        found.append(
-            pointwise(f"{name} expand", images, size * size, block.in_channels, width, block.activation, pool=None)
-        )
-    taps = {"KERNEL": block.kernel, "STRIDE": block.stride, "DILATION": 1, "ACTIVATION": block.activation, "C": width}
-    if not block.squeeze:
-        residual = {} if block.has_residual else {"residual": None}
-        launch = configs.depthwise_project(images, out_size, out_size, block.kernel)
-        columns = {"N": block.out_channels, "BLOCK_N": configs.power_of_2(block.out_channels, 16, 1024), "TF32": False}
-        kernel = depthwise_project._depthwise_project_kernel
-        return [*found, case(f"{name} depthwise, project", kernel, **taps, **columns, **residual, **launch)]
-    launch = configs.depthwise_conv(images, out_size, out_size, width, block.kernel, block.squeeze)
-    tiles = -(-out_size // launch["TILE_H"]) * -(-out_size // launch["TILE_W"])
-    excite = configs.excite(tiles * -(-width // launch["BLOCK_C"]), width)
-    excite["BLOCK_S"] = configs.power_of_2(block.squeeze, 1, 1024)
-    squeeze = {"C": width, "S": block.squeeze, "ACTIVATION": "relu"}
-    project = (images, out_size * out_size, width, block.out_channels, None)
-    return [
-        *found,
-        case(f"{name} depthwise", depthwise_conv._depthwise_conv_kernel, **taps, S=block.squeeze, pool=None, **launch),
-        case(f"{name} excite", squeeze_excite._excite_kernel, **squeeze, **excite),
-        pointwise(f"{name} project", *project, pool=None, residual=() if block.has_residual else None, scaled=True),
-    ]
+def of_ops(images: int) -> Iterator[Launches]:
+    """What ops launch and plans don't."""
+    yield bytes_launches(images)
+    yield squeeze_excite_launches(images)
+    shapes = conv_shapes(images, 672, 14, (672, 1, 5, 5))
+    options = {"stride": 1, "padding": "same", "dilation": 2, "activation": "hardswish"}
+    yield op_launches("depthwise_conv", shapes, **options)
+    shapes = conv_shapes(images, 672, 7, (160, 672, 1, 1))
+    shapes |= {"residual": (images, 160, 7, 7), "scale": (images, 672)}
+    yield op_launches("pointwise_conv", shapes, activation=None)
 
 
-def pointwise(
-    name: str, images: int, pixels: int, inputs: int, outputs: int, activation: str | None, **absent: Any
-) -> Case:
-    constants = {key: None for key in ("out", "pool", "residual") if absent.get(key, ()) is None}
-    constants |= {} if "residual" in absent else {"residual": None}
-    constants |= {} if absent.get("scaled") else {"scale": None}
-    launch = configs.pointwise_conv(images * pixels, outputs, inputs, 2)
-    shape = {"K": inputs, "N": outputs, "ACTIVATION": activation, "TF32": False}
-    return case(name, pointwise_conv._pointwise_conv_kernel, **shape, **constants, **launch)
+def in_other_dtypes() -> Iterator[Launches]:
+    """Of some steps of the Large."""
+    for dtype in (torch.float32, torch.bfloat16):
+        launches = plan_launches("large", MANY, dtype)
+        yield {name: launches[name] for name in launches if name.partition(": ")[2].startswith(IN_OTHER_DTYPES)}
 
 
-def distinct() -> dict[str, tuple[Any, dict[str, Any], frozenset[str]]]:
-    """The launches of both networks' forwards by name, of equal ones the first."""
-    found: dict[str, tuple[Any, dict[str, Any], frozenset[str]]] = {}
+def cases() -> Launches:
+    plans = [plan_launches(variant, images) for variant in VARIANTS for images in (FEW, MANY)]
+    return distinct([*plans, *of_ops(FEW), *of_ops(MANY), *in_other_dtypes()])
+
+
+CASES = cases()
+
+
+def outline(launch: Launch) -> Hashable:
+    """Equal for launches that differ only in details."""
+    constants = {name: value for name, value in launch.constants.items() if name not in DETAILS}
+    return binary(launch._replace(constants=constants))
+
+
+def on_chips() -> Iterator[pytest.ParameterSet]:
+    """Every case on every chip; on the older one, of those that differ only in details, all but the first are slow."""
     seen = set()
-    for variant, images in itertools.product(("large", "small"), (1, 128)):
-        for name, kernel, constants, wide in cases(network(variant), images):  # type: ignore[arg-type]
-            key = (kernel, *sorted(constants.items(), key=str))
-            if key not in seen:
-                seen.add(key)
-                found[f"{variant} x{images}: {name}"] = kernel, constants, wide
-    return found
+    for name, launch in CASES.items():
+        for capability in CHIPS:
+            slow = [pytest.mark.slow] if capability == 80 and outline(launch) in seen else []
+            yield pytest.param(name, capability, marks=slow, id=f"{name} sm_{capability}")
+        seen.add(outline(launch))
 
 
-CASES = distinct()
+@pytest.mark.parametrize(("name", "capability"), list(on_chips()))
+def test_every_launch_compiles_without_spills(name: str, capability: int) -> None:
+    compile_within_limits(CASES[name], capability)
 
 
-def types(kernel: Any, wide: frozenset[str]) -> dict[str, str]:
-    """Pointers by whether they are float32; sizes are the arguments that a kernel doesn't specialise on."""
-    sizes = set(kernel.do_not_specialize)
-    return {a: "i32" if a in sizes else FLOAT if a in WIDE | wide else HALF for a in kernel.arg_names}
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", CASES)
-def test_kernels_compile_without_spills(name: str, capability: int) -> None:
-    kernel, constants, wide = CASES[name]
-    compiled = compile_kernel(kernel, types(kernel, wide), constants, capability)
-    assert compiled.spilled == 0
-    assert compiled.registers <= REGISTERS
-    assert compiled.shared <= SHARED_LIMIT[capability] * 1024
-
-
-SAMPLE = [name for name in CASES if "large x128: block 12" in name or "large x1: block 12" in name]
+SAMPLE = {
+    images: [name for name in CASES if name.startswith(f"large x{images}: features.12.")] for images in (FEW, MANY)
+}
 
 
 @pytest.mark.parametrize("capability", [89, 100, 120])
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", [*SAMPLE[FEW], *SAMPLE[MANY]])
 def test_a_sample_compiles_for_other_chips(name: str, capability: int) -> None:
-    test_kernels_compile_without_spills(name, capability)
+    compile_within_limits(CASES[name], capability)
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("capability", [89, 120])
+def test_scaled_products_fit_chips_of_little_shared_memory(capability: int) -> None:
+    compile_within_limits(CASES["large x128: features.4.block.3 _pointwise_conv_kernel"], capability)
+
+
+@pytest.mark.parametrize("name", [*SAMPLE[FEW], *(pytest.param(name, marks=pytest.mark.slow) for name in SAMPLE[MANY])])
 def test_a_sample_compiles_for_turing(name: str) -> None:
     """sm_75, for which nothing is tuned: large products spill there."""
-    kernel, constants, wide = CASES[name]
-    compile_kernel(kernel, types(kernel, wide), constants, 75)
+    compile_launch(CASES[name], 75)

@@ -1,0 +1,58 @@
+"""How many binaries a forward needs: a user waits for each at the first call that launches it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import pytest
+
+import mbv3fast
+from tests.offline.compiling import Launch, binary
+from tests.offline.launches import VARIANTS, bytes_launches, plan_launches, squeeze_excite_launches
+
+BATCHES = (1, 2, 3, 16)
+CONFIGURATION = ("BLOCK_", "TILE_", "UNROLL", "num_")
+
+
+def test_batches_share_binaries() -> None:
+    """One batch has 49 launches in the Large, 43 in the Small."""
+    found = {}
+    for variant in VARIANTS:
+        launches = [launch for images in BATCHES for launch in plan_launches(variant, images).values()]
+        found[variant] = len(launches), len({binary(launch) for launch in launches})
+    # Batches 1 to 3 differ in a few blocks; at 16 a chip is full, and most have grown.
+    assert found == {"large": (4 * 49, 71), "small": (4 * 43, 53)}
+
+
+def test_batch_and_size_decide_nothing_but_configurations() -> None:
+    for variant in VARIANTS:
+        few, many = plan_launches(variant, 1), plan_launches(variant, 128, size=160)
+        for one, other in zip(few.values(), many.values(), strict=True):
+            assert binary(without_configuration(one)) == binary(without_configuration(other))
+
+
+def without_configuration(launch: Launch) -> Launch:
+    constants = {name: value for name, value in launch.constants.items() if not name.startswith(CONFIGURATION)}
+    return launch._replace(constants=constants)
+
+
+def test_no_binary_depends_on_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or Triton would make one for sizes that 16 divides, one for those it doesn't, and one for 1."""
+    sizes: dict[Any, list[str]] = {}
+
+    def record(kernel: Any, _: int, reads: tuple, writes: tuple, values: tuple[int, ...], **__: Any) -> None:
+        first = len(reads) + len(writes)
+        sizes[kernel] = kernel.arg_names[first : first + len(values)]
+
+    names = [module.name for module in pkgutil.iter_modules(mbv3fast.kernels.__path__, "mbv3fast.kernels.")]
+    launchers = [module for module in map(importlib.import_module, names) if hasattr(module, "launch")]
+    for module in launchers:
+        monkeypatch.setattr(module, "launch", record)
+    plan_launches("large", 1)
+    bytes_launches(1)
+    squeeze_excite_launches(1)
+    assert len(sizes) == 8, "not every kernel was launched"
+    for kernel, integers in sizes.items():
+        assert integers == kernel.do_not_specialize, kernel.__name__
