@@ -155,10 +155,10 @@ def gpu_identity(device: torch.device) -> str:
 
 @functools.cache
 def sources() -> str:
-    """A hash of our kernels and of what calls them."""
+    """A hash of our kernels, of their tuned tables, and of what calls them."""
     digest = hashlib.sha256()
-    for folder in ("kernels", "ops"):
-        for path in sorted(Path(__file__).with_name(folder).glob("*.py")):
+    for pattern in ("kernels/*.py", "kernels/tables/*.json", "ops/*.py"):
+        for path in sorted(Path(__file__).parent.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
