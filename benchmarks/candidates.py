@@ -17,7 +17,7 @@ from torch import Tensor
 from mbv3fast.graphs import CudaDriver
 from mbv3fast.kernels.configs import HEURISTICS, SMS, Config, power_of_2
 from mbv3fast.ops import OPS
-from mbv3fast.ops.op import empty
+from mbv3fast.ops.op import as_tuple, empty
 from mbv3fast.ops.target import Target
 from mbv3fast.plan import Shape, Step
 
@@ -133,7 +133,7 @@ def arguments(step: Step, inputs: Mapping[str, Shape], dtype: torch.dtype, devic
     kinds = {arg.name: arg.kind for arg in OPS[step.op].spec.args}
     given: dict[str, Any] = dict(step.options)
     for name, shape in inputs.items():
-        like = torch.empty(0, dtype=torch.float32 if kinds[name] == "float32" else dtype, device=device)
+        like = torch.empty(0, dtype=OPS[step.op].spec.dtype_of(name, dtype), device=device)
         given[name] = (like.new_empty(shape) if kinds[name] == "image" else empty(shape, like=like)).normal_()
     for name, tensor in step.tensors.items():
         packed = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
@@ -143,8 +143,7 @@ def arguments(step: Step, inputs: Mapping[str, Shape], dtype: torch.dtype, devic
 
 def run_step(step: Step, given: Mapping[str, Any], target: Target) -> tuple[Tensor, ...]:
     """The outputs of a step's kernels."""
-    result = OPS[step.op].run(**given, target=target)
-    return result if isinstance(result, tuple) else (result,)
+    return as_tuple(OPS[step.op].run(**given, target=target))
 
 
 def fault(run: Run, wanted: tuple[Tensor, ...]) -> str:

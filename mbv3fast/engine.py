@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mbv3fast.ops import OPS
+from mbv3fast.ops.op import as_tuple
 from mbv3fast.ops.target import Target, target_of
 from mbv3fast.plan import INPUT, Plan
 from mbv3fast.preprocess import Preprocess, channels_first
@@ -91,7 +92,7 @@ class Engine:
         """Every value that is left in the end; `first` are arguments that only the first step has."""
         for function, inputs, arguments, outputs, dead in self._calls:
             result = function(**{name: values[value] for name, value in inputs.items()}, **arguments, **how, **first)
-            values |= zip(outputs, result if len(outputs) > 1 else (result,), strict=True)
+            values |= zip(outputs, as_tuple(result), strict=True)
             first = {}
             for value in dead:
                 del values[value]

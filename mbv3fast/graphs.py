@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mbv3fast.torch_state import fork_safe_lock, on_device
+from mbv3fast.torch_state import fork_safe_lock, on_device, tf32_allowed
 
 Outputs = tuple[Tensor, ...]
 Run = Callable[[Tensor], Outputs]
@@ -77,8 +77,7 @@ class _Key(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, stream: int) -> _Key:
-        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-        return cls(x.device, stream, tuple(x.shape), x.dtype, _is_channels_last(x), tf32)
+        return cls(x.device, stream, tuple(x.shape), x.dtype, _is_channels_last(x), tf32_allowed())
 
 
 class _Graph(NamedTuple):

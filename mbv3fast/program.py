@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mbv3fast.ops import OPS
+from mbv3fast.ops.op import as_tuple
 from mbv3fast.plan import INPUT, Plan
 from mbv3fast.preprocess import Preprocess, channels_first
 
@@ -41,7 +42,7 @@ class FusedProgram(nn.Module):
             given |= {name: getattr(self, _buffer(index, name)) for name in step.tensors}
             op = OPS[step.op]
             result = op(*[given.get(arg.name) for arg in op.spec.args], **step.options)
-            values |= zip(step.outputs, result if len(step.outputs) > 1 else (result,), strict=True)
+            values |= zip(step.outputs, as_tuple(result), strict=True)
             extra = {}
         outputs = [values[name] for name in self.plan.outputs]
         return outputs if self.plan.puts_out_maps else outputs[0]

@@ -23,6 +23,7 @@ from torch import Tensor
 from mbv3fast._version import __version__
 from mbv3fast.atomic import replacing
 from mbv3fast.ops import OPS
+from mbv3fast.ops.op import as_tuple
 from mbv3fast.ops.target import target_of
 from mbv3fast.plan import Plan, Step
 from mbv3fast.torch_state import cuda_driver_version, fork_safe_lock
@@ -85,7 +86,9 @@ def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> st
     generator = torch.Generator(device).manual_seed(0)
     for step in plan.steps:
         inputs = {
-            name: torch.randn(shapes[value], generator=generator, device=device).to(_dtype(step, name, plan))
+            name: torch.randn(shapes[value], generator=generator, device=device).to(
+                OPS[step.op].spec.dtype_of(name, plan.dtype)
+            )
             for name, value in step.inputs.items()
         }
         reason = _step_disagreement(step, inputs, device)
@@ -103,7 +106,7 @@ def _step_disagreement(step: Step, inputs: dict[str, Tensor], device: torch.devi
         return f"fails: {failure}"
     wide = op.reference(**{name: tensor.double() for name, tensor in given.items()}, **step.options)
     plain = op.reference(**given, **step.options)
-    for got, own, truth in zip(results if isinstance(results, tuple) else (results,), plain, wide, strict=True):
+    for got, own, truth in zip(as_tuple(results), plain, wide, strict=True):
         floor = torch.finfo(own.dtype).eps * truth.abs().max().item()
         error, allowed = (_largest(t, truth) for t in (got, own))
         if not error <= _FACTOR * allowed + floor:  # which NaN isn't either
@@ -113,11 +116,6 @@ def _step_disagreement(step: Step, inputs: dict[str, Tensor], device: torch.devi
 
 def _largest(got: Tensor, truth: Tensor) -> float:
     return (got.double() - truth).abs().max().item()
-
-
-def _dtype(step: Step, argument: str, plan: Plan) -> torch.dtype:
-    kinds = {arg.name: arg.kind for arg in OPS[step.op].spec.args}
-    return torch.float32 if kinds[argument] == "float32" else plan.dtype
 
 
 def gpu_seconds(run: Callable[[], Any]) -> float:

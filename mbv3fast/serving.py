@@ -66,9 +66,8 @@ class Served(Backbone):
     def plan(self) -> Plan:
         """The steps that the engine runs for this model in eval. Raises UnsupportedError where PyTorch must."""
         like = next(self.parameters())
-        request = requested(self.backend, self.plan_name)
-        lowering = Lowering(plan_backend(request, like.device, like.dtype), self._dtype(request.name))
-        return self._lower(lowering)[0]
+        backend = plan_backend(requested(self.backend, self.plan_name), like.device, like.dtype)
+        return self._lower(Lowering(backend, self._dtype(backend)))[0]
 
     def service(self, x: Tensor) -> Service | None:
         """What serves `model(x)` now, in this grad mode; None where PyTorch runs the modules."""

@@ -58,6 +58,11 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+def tf32_allowed() -> bool:
+    """Whether PyTorch's switch lets float32 products be computed in TF32."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def cuda_driver_version() -> int:
     """The newest CUDA that the driver knows, as 13000."""
     return torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined] # not in a CPU build

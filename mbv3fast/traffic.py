@@ -37,10 +37,8 @@ def kernel_traffic(
     """Of our kernels: a run on tensors without data, whose launches are seen and not made."""
     from mbv3fast.kernels._common import watch_launches
 
-    float32 = {arg.name for arg in op.spec.args if arg.kind == "float32"}
     values = {
-        name: torch.empty(shape, dtype=torch.float32 if name in float32 else dtype, device="meta")
-        for name, shape in inputs.items()
+        name: torch.empty(shape, dtype=op.spec.dtype_of(name, dtype), device="meta") for name, shape in inputs.items()
     }
     weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors.values()}
     launches: list[Launch] = []

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mbv3fast.backend import serves_op
-from mbv3fast.layers import same_padding
-from mbv3fast.ops.spec import Spec
+from mbv3fast.ops.spec import Spec, conv_shape
 from mbv3fast.torch_state import on_device, transform_active
 
 NAMESPACE = "mbv3fast"
@@ -43,16 +42,15 @@ class Op:
     def __call__(self, *tensors: Tensor | None, **options: Any) -> Any:
         sizes = self.spec.check(tensors, options)
         if options.get("padding") == "same":
-            options["padding"] = same_padding(
-                sizes["H"], sizes["W"], (sizes["k"],) * 2, (options["stride"],) * 2, (options.get("dilation", 1),) * 2
-            )
+            geometry = options["stride"], options["padding"], options.get("dilation", 1)
+            options["padding"] = conv_shape((sizes["H"], sizes["W"]), sizes["k"], *geometry).padding
         return self._registered(*tensors, **options)
 
     def reference(self, *tensors: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
         """The reference's outputs, in the layout and dtype of the kernels'."""
         kind = next(t for t in (*tensors, *options.values()) if isinstance(t, Tensor)).device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-            return tuple(_in_layout(out) for out in _as_tuple(self._reference(*tensors, **options)))
+            return tuple(_in_layout(out) for out in as_tuple(self._reference(*tensors, **options)))
 
     def _compute(self, *tensors: Tensor | None, **options: Any) -> Result:
         self.spec.check(tensors, options)
@@ -61,7 +59,7 @@ class Op:
         if not serves_op(first.device, first.dtype):
             return self._result(self.reference(*tensors, **options))
         with on_device(first):
-            return self._result(_as_tuple(self.run(*tensors, **options)))
+            return self._result(as_tuple(self.run(*tensors, **options)))
 
     def _differentiate(self, *tensors: Tensor | None, **options: Any) -> Result:
         recorded = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -105,5 +103,6 @@ def _in_layout(out: Tensor) -> Tensor:
     return empty(tuple(out.shape), like=out).copy_(out)  # strides of a size of 1 are anything to `contiguous`
 
 
-def _as_tuple(result: Result) -> tuple[Tensor, ...]:
+def as_tuple(result: Result) -> tuple[Tensor, ...]:
+    """What an op returns, also where it is one tensor."""
     return result if isinstance(result, tuple) else (result,)

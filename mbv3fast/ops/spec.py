@@ -43,7 +43,6 @@ class Output(NamedTuple):
     float32: bool = False
 
 
-# What each option may be; `kernel`, the name of the dtype's tensor and the like follow from the tensors.
 _OPTION_TYPES = {
     "stride": "int",
     "dilation": "int",
@@ -56,7 +55,7 @@ _OPTION_TYPES = {
 
 @dataclass(frozen=True)
 class Spec:
-    """An op. `first` decides dtype and device of the others: the first argument, or `weight` of an image's op.
+    """An op. The first argument that is no image decides device and dtype: those of `kind` "first" have its.
 
     In shapes, N C H W is the input, M the output's channels, k the kernel's size, S the squeezed channels and
     P Q the height and width of a convolution's output. `macs` are the multiply-adds of one call.
@@ -126,6 +125,11 @@ class Spec:
         if min(shape.height, shape.width) < 1:
             raise ValueError(f"{self.name}: x is {size[0]}x{size[1]}, with its padding smaller than the kernel")
         sizes |= {"P": shape.height, "Q": shape.width}
+
+    def dtype_of(self, argument: str, dtype: torch.dtype) -> torch.dtype:
+        """Of an argument that an earlier op of a network makes, where the network computes in `dtype`."""
+        kinds = {arg.name: arg.kind for arg in self.args}
+        return torch.float32 if kinds[argument] == "float32" else dtype
 
     def output_shapes(self, sizes: Sizes) -> list[tuple[int, ...]]:
         """The shape of each output."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from mbv3fast.torch_state import tf32_allowed
+
 if TYPE_CHECKING:
     from mbv3fast.kernels.configs import Config
 
@@ -51,8 +53,7 @@ def target_of(device: torch.device, *, pdl: bool = False) -> Target:
     if device.type != "cuda":
         return Target()
     chip, sms, major = _properties(device.index if device.index is not None else torch.cuda.current_device())
-    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return Target(sms, tf32, pdl and major >= 9, chip=chip)
+    return Target(sms, tf32_allowed(), pdl and major >= 9, chip=chip)
 
 
 @functools.cache
