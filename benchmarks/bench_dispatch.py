@@ -2,8 +2,8 @@
 
     pytest benchmarks/bench_dispatch.py --benchmark-only
 
-Without a GPU the replay is a stand-in that does nothing, so the first row is all host time and no kernel's; with one it
-is a call that isn't waited for. Rows say which.
+Without a GPU the replay is a stand-in that does nothing, so the first rows are all host time and no kernel's; with one
+they are calls that aren't waited for. Rows say which.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 import mbv3fast
-from mbv3fast import graphs, serving
-from mbv3fast.backend import Decision
+from mbv3fast import graphs
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.graphs import Outputs
-from tests.stand_ins import StandIn, references_for_kernels
+from tests.stand_ins import StandIn, stand_in_for_a_gpu
 
 ON_GPU = torch.cuda.is_available()
 START = (
@@ -46,8 +45,7 @@ def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
         model = getattr(mbv3fast, request.param)(backend="triton").half().cuda().eval()
         x = torch.randn(1, 3, 224, 224, dtype=torch.half, device="cuda")
     else:
-        references_for_kernels(monkeypatch)
-        monkeypatch.setattr(serving, "decide", lambda *_: Decision(True, "Triton: fused kernels", "triton"))
+        stand_in_for_a_gpu(monkeypatch)
         monkeypatch.setattr(graphs, "CudaDriver", Idle)
         model, x = getattr(mbv3fast, request.param)(backend="triton").eval(), torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
@@ -63,15 +61,22 @@ def bench_served_call(benchmark: Any, served: tuple[FusedMobileNetV3, Tensor]) -
         benchmark(model, x)
 
 
+def bench_replay(benchmark: Any, served: tuple[FusedMobileNetV3, Tensor]) -> None:
+    """What of it comes before and after the GPU's work: the graph found, input copied, replay, outputs copied."""
+    model, x = served
+    benchmark.group = "host time of a replay with its copies, " + ("on a GPU" if ON_GPU else "the replay a stand-in's")
+    with torch.inference_mode():
+        service = model.service(x)
+        assert service is not None
+        assert benchmark(service.replay, x) is not None
+
+
 def bench_freshness(benchmark: Any, served: tuple[FusedMobileNetV3, Tensor]) -> None:
     """The check for stale weights, which on a GPU runs beside the replay."""
     model, _ = served
     assert model._built is not None
-    snapshot = model._built.snapshot
-    if not ON_GPU:
-        snapshot._probes, snapshot._probed = [], []  # of values, which no GPU is asked for
     benchmark.group = "host time of the check for stale weights"
-    assert benchmark(snapshot.holds)
+    assert benchmark(model._built.snapshot.holds)
 
 
 @pytest.mark.parametrize("variant", ["large", "small"])

@@ -35,9 +35,9 @@ class Engine:
     def __init__(self, plan: Plan, preprocess: Preprocess, micro_batch: int | None = None) -> None:
         """preprocess: how bytes are normalised. micro_batch: the images run at once, None for what memory allows."""
         self.plan = plan
+        self.preprocess = preprocess
         self._micro_batch = micro_batch
         self._image_bytes: dict[tuple[int, ...], int] = {}
-        self._preprocess = preprocess
         self._factors: dict[torch.device, dict[str, Tensor]] = {}
         dead: list[list[str]] = [[] for _ in plan.steps]
         for name, index in plan.last_use().items():
@@ -55,7 +55,7 @@ class Engine:
         run large batches in parts, so that activations take no more than MEMORY or those of one image.
         """
         if x.dtype == torch.uint8:
-            x = channels_first(x, len(self._preprocess.mean))
+            x = channels_first(x, len(self.preprocess.mean))
         images = self.images_at_once(tuple(x.shape))
         if images < x.shape[0]:
             parts = [self._forward(part) for part in x.split(images)]
@@ -100,5 +100,5 @@ class Engine:
 
     def _factors_on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._factors:
-            self._factors[device] = dict(zip(("factor", "shift"), self._preprocess.factors(device), strict=True))
+            self._factors[device] = dict(zip(("factor", "shift"), self.preprocess.factors(device), strict=True))
         return self._factors[device]

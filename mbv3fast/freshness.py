@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from itertools import chain, repeat
-from operator import attrgetter, getitem, is_
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -15,20 +15,18 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from mbv3fast.torch_state import fork_safe_lock
 
 # Attributes that folding reads, beside parameters, buffers and submodules.
-_WATCHED = frozenset(
-    {
-        "training",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "padding_mode",
-        "eps",
-        "output_size",
-        "has_expand",
-        "has_squeeze_excite",
-        "has_residual",
-    }
+_WATCHED = (
+    "training",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "eps",
+    "output_size",
+    "has_expand",
+    "has_squeeze_excite",
+    "has_residual",
 )
 _version = attrgetter("_version")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,52 +41,57 @@ class _Modules:
     def __init__(self, modules: list[nn.Module]) -> None:
         self._modules = modules
         self._states = [module.__dict__ for module in modules]
-        watched = [(state, name) for state in self._states for name in sorted(_WATCHED & set(state))]
-        self._watched_states = [state for state, _ in watched]
-        self._watched_names = [name for _, name in watched]
-        # Live dicts; equality of dicts takes the same object for equal at once.
-        self._dicts = [
-            getattr(m, kind) for m in modules for kind in ("_modules", "_forward_hooks", "_forward_pre_hooks")
-        ]
-        self._held_dicts = [dict(live) for live in self._dicts]
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for state in self._states:
+            groups.setdefault(tuple(name for name in _WATCHED if name in state), []).append(state)
+        self._groups = [(itemgetter(*names), states) for names, states in groups.items() if names]
+        dicts = [getattr(m, kind) for m in modules for kind in ("_modules", "_forward_hooks", "_forward_pre_hooks")]
+        self._empty = [live for live in dicts if not live]
+        self._filled = [live for live in dicts if live]
+        self._held_filled = [dict(live) for live in self._filled]
         self._held = self._read()
 
     def _read(self) -> tuple[list[Any], ...]:
         return (
             list(map(type, self._modules)),
             list(map(len, self._states)),  # a new attribute may be a replaced forward
-            list(map(dict.get, self._states, repeat("forward"))),
-            list(map(getitem, self._watched_states, self._watched_names)),
+            [list(map(get, states)) for get, states in self._groups],
+            list(chain.from_iterable(self._filled)),  # the order of submodules counts: a Sequential runs in it
         )
 
     def hold(self) -> bool:
-        """Whether all is as it was; the order of submodules counts, since a Sequential runs in it."""
+        """Whether all is as it was."""
+        if any(self._empty) or self._filled != self._held_filled:
+            return False
         try:
-            same = self._read() == self._held and self._dicts == self._held_dicts
+            return self._read() == self._held
         except KeyError:  # an attribute is gone
             return False
-        return same and all(map(_in_order, self._dicts, self._held_dicts))
 
 
 class _Slots:
     """Parameters and buffers by identity, and the data pointer and version of each."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        slots = [slots for module in modules for slots in (module._parameters, module._buffers) if slots]
-        self._live = slots
-        self._names = [list(held) for held in slots]
-        self._held = [tensor for held in slots for tensor in held.values()]
-        self.tensors = [tensor for tensor in self._held if tensor is not None]
+        self._live = [slots for module in modules for slots in (module._parameters, module._buffers) if slots]
+        self._held = [dict(slots) for slots in self._live]
+        found = [(slots, name, tensor) for slots in self._live for name, tensor in slots.items() if tensor is not None]
+        self.tensors = [tensor for _, _, tensor in found]
+        self._single = [entry for entry in found if entry[2].numel() == 1]
         self._pointers = list(map(Tensor.data_ptr, self.tensors))
         self._versions = list(map(_version, self.tensors))
 
     def hold(self) -> bool:
         """Whether the same tensors stand in the same places, unwritten as far as PyTorch counts."""
-        live = chain.from_iterable(slots.values() for slots in self._live)
-        if list(map(len, self._live)) != list(map(len, self._names)) or not all(map(is_, live, self._held)):
+        try:
+            if self._live != self._held:  # the same tensor is equal at once, without a look at its values
+                return False
+        except RuntimeError:  # another tensor: neither equal nor unequal, but for one of one element
             return False
-        return list(map(_version, self.tensors)) == self._versions and (
-            list(map(Tensor.data_ptr, self.tensors)) == self._pointers
+        return (
+            all(slots[name] is tensor for slots, name, tensor in self._single)
+            and list(map(_version, self.tensors)) == self._versions
+            and list(map(Tensor.data_ptr, self.tensors)) == self._pointers
         )
 
 
@@ -131,11 +134,6 @@ class Snapshot:
         if not (self._slots.hold() and self._modules.hold()):
             return False
         return all(torch.equal(torch.cat(views), seen) for views, seen in zip(self._probes, self._probed, strict=True))
-
-
-def _in_order(live: dict[str, Any], held: dict[str, Any]) -> bool:
-    """Whether equal dicts have their keys in the same order too."""
-    return len(live) < 2 or list(live) == list(held)
 
 
 def _probes(tensors: list[Tensor]) -> list[list[Tensor]]:

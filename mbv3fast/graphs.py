@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mbv3fast.torch_state import fork_safe_lock, on_device, tf32_allowed
+from mbv3fast.torch_state import cuda_stream, fork_safe_lock, on_device, tf32_allowed
 
 Outputs = tuple[Tensor, ...]
 Run = Callable[[Tensor], Outputs]
@@ -41,7 +41,7 @@ class CudaDriver:
     """A GPU through PyTorch."""
 
     def stream(self, device: torch.device) -> int:
-        return torch.cuda.current_stream(device).cuda_stream
+        return cuda_stream(device)
 
     def capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()
@@ -74,10 +74,6 @@ class _Key(NamedTuple):
     dtype: torch.dtype
     channels_last: bool
     tf32: bool
-
-    @classmethod
-    def of(cls, x: Tensor, stream: int) -> _Key:
-        return cls(x.device, stream, tuple(x.shape), x.dtype, _is_channels_last(x), tf32_allowed())
 
 
 class _Graph(NamedTuple):
@@ -112,13 +108,12 @@ class GraphRunner:
 
     def __call__(self, x: Tensor) -> Outputs:
         """The outputs for `x`, which are the caller's own: the next call leaves them as they are."""
-        if self._driver.capturing():
-            return self._run(x)
-        graph = self._graph(x)
-        with graph.lock:
-            graph.x.copy_(x)
-            graph.replay()
-            return tuple(torch.clone(output) for output in graph.outputs)
+        return self._run(x) if self._driver.capturing() else _through(self._graph(x), x)
+
+    def replay(self, x: Tensor) -> Outputs | None:
+        """The outputs for `x` by a graph captured before; None without one, and nothing is launched then."""
+        graph = None if self._driver.capturing() else self._kept(self._key(x))
+        return None if graph is None else _through(graph, x)
 
     def bind(self, x: Tensor, out: Tensor) -> Callable[[], None]:
         """A replay that reads `x` where it lies and fills `out` with the one output; on one stream at a time."""
@@ -135,7 +130,7 @@ class GraphRunner:
         self._driver.settle(device)
 
     def _graph(self, x: Tensor) -> _Graph:
-        key = _Key.of(x, self._driver.stream(x.device))
+        key = self._key(x)
         graph = self._kept(key)
         if graph is None:
             with _CAPTURING:  # replays of other graphs go on meanwhile
@@ -145,11 +140,16 @@ class GraphRunner:
                     self._keep(key, graph)
         return graph
 
+    def _key(self, x: Tensor) -> _Key:
+        stream = self._driver.stream(x.device)
+        return _Key(x.device, stream, x.shape, x.dtype, _is_channels_last(x), tf32_allowed())
+
     def _kept(self, key: _Key) -> _Graph | None:
         with self._lock:
-            if key in self._graphs:
+            graph = self._graphs.get(key)
+            if graph is not None:
                 self._graphs.move_to_end(key)
-            return self._graphs.get(key)
+            return graph
 
     def _keep(self, key: _Key, graph: _Graph) -> None:
         with self._lock:
@@ -168,5 +168,12 @@ class GraphRunner:
         return _Graph(own, replay, outputs, threading.Lock())
 
 
+def _through(graph: _Graph, x: Tensor) -> Outputs:
+    with graph.lock:
+        graph.x.copy_(x)
+        graph.replay()
+        return tuple(map(torch.clone, graph.outputs))
+
+
 def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ from mbv3fast.config import FeatureLevel
 from mbv3fast.engine import Engine
 from mbv3fast.freshness import Snapshot
 from mbv3fast.graphs import GraphRunner
-from mbv3fast.preprocess import Preprocess
-from mbv3fast.selfcheck import Verdict
+from mbv3fast.preprocess import Preprocess, channels_first
+from mbv3fast.selfcheck import Verdict, judge
 from mbv3fast.torch_state import on_device
+
+_UNKNOWN = Verdict("not judged yet")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,25 @@ class Service:
         """The outputs for `x`, by a graph where there are any."""
         with on_device(x):
             return self.engine(x) if self.runner is None else self.runner(x)
+
+    def replay(self, x: Tensor) -> tuple[Tensor, ...] | None:
+        """The outputs for `x` by a graph captured before; None without one, or where the self-check is against it."""
+        checked = self.verdicts is None or not self.verdicts.get((x.shape, x.dtype), _UNKNOWN).reason
+        if self.runner is None or not checked:
+            return None
+        with on_device(x):
+            return self.runner.replay(x)
+
+    def refusal(self, x: Tensor, theirs: Callable[[], Any]) -> str:
+        """Why the self-check leaves inputs like `x` to PyTorch, which runs `theirs`; empty where it doesn't."""
+        if self.verdicts is None:
+            return ""
+        key = (x.shape, x.dtype)
+        if key not in self.verdicts:
+            shape = tuple(channels_first(x, len(self.engine.preprocess.mean)).shape)
+            with on_device(x):
+                self.verdicts[key] = judge(self.engine.plan, shape, x.device, lambda: self.run(x), theirs)
+        return self.verdicts[key].reason
 
 
 class Settings(NamedTuple):

@@ -23,15 +23,13 @@ from mbv3fast.lower import Lowering
 from mbv3fast.model import Backbone
 from mbv3fast.opaque import register
 from mbv3fast.plan import Plan
-from mbv3fast.preprocess import channels_first
 from mbv3fast.program import FusedProgram
-from mbv3fast.selfcheck import Verdict, judge
+from mbv3fast.selfcheck import Verdict
 from mbv3fast.service import Built, Service, Settings
-from mbv3fast.torch_state import fork_safe_lock, is_traced, on_device
+from mbv3fast.torch_state import fork_safe_lock, is_traced, transform_active
 
 logger = logging.getLogger("mbv3fast")
 _BUILDING = fork_safe_lock()
-_UNKNOWN = Verdict("not judged yet")
 
 
 class Served(Backbone):
@@ -140,17 +138,28 @@ class Served(Backbone):
         """The feature maps that are put out, none where it is logits."""
         return ()
 
+    def _replayed(self, x: Tensor) -> tuple[tuple[Tensor, ...], Service] | None:
+        """The outputs for `x` of a graph captured before, and what made them; None without one that is right now.
+
+        It is launched at once, and all checks run while the GPU works.
+        """
+        if is_traced(x) or torch.is_grad_enabled() or transform_active():
+            return None  # they would record what is done to `x`
+        built = self._built
+        if built is None or not isinstance(built.result, Service):
+            return None
+        outputs = built.result.replay(x)
+        if outputs is None:
+            return None
+        decision = self._decide(x)
+        fresh = decision.fused and self._fresh(self._settings(decision)) is built
+        return (outputs, built.result) if fresh else None
+
     def _serve(self, x: Tensor) -> tuple[tuple[Tensor, ...], Service] | None:
         """The outputs for `x`, and what made them; None where PyTorch must run the modules, the reason logged once."""
         decision = self._decide(x)
         if decision.fused:
             settings = self._settings(decision)
-            standing = self._standing(settings, x) if settings.graphs else None
-            if standing is not None:
-                service, snapshot = standing
-                outputs = service.run(x)  # at once: the check runs while the GPU works
-                if snapshot.holds():
-                    return outputs, service
             found = self._found(settings, x)
             if isinstance(found, Service):
                 if found.head_refused:
@@ -180,28 +189,12 @@ class Served(Backbone):
         graphs = on_gpu and self.cuda_graphs
         return Settings(decision.backend, self._levels(), self._preprocess(), graphs, self.micro_batch, checked)
 
-    def _standing(self, settings: Settings, x: Tensor) -> tuple[Service, Snapshot] | None:
-        """What was built for these settings and may serve `x`, whether or not the weights have moved since."""
-        built = self._built
-        if built is None or built.settings != settings or isinstance(built.result, str):
-            return None
-        verdicts = built.result.verdicts
-        if verdicts is not None and verdicts.get((x.shape, x.dtype), _UNKNOWN).reason:
-            return None
-        return built.result, built.snapshot
-
     def _found(self, settings: Settings, x: Tensor) -> Service | str:
         """What serves `x`, or why nothing does."""
         found = self._current(settings)
-        if isinstance(found, str) or found.verdicts is None:
+        if isinstance(found, str):
             return found
-        key = (x.shape, x.dtype)
-        if key not in found.verdicts:
-            theirs = functools.partial(self.reference_forward, x)
-            shape = tuple(channels_first(x, len(settings.preprocess.mean)).shape)
-            with on_device(x):
-                found.verdicts[key] = judge(found.engine.plan, shape, x.device, lambda: found.run(x), theirs)
-        return found.verdicts[key].reason or found
+        return found.refusal(x, functools.partial(self.reference_forward, x)) or found
 
     def _fresh(self, settings: Settings) -> Built | None:
         """What was built, if the model is still as it was then."""

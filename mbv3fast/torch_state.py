@@ -63,6 +63,11 @@ def tf32_allowed() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
+def cuda_stream(device: torch.device) -> int:
+    """The current stream of a GPU, without the object of torch.cuda.current_stream; 0 for a CPU, which has none."""
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+
+
 def cuda_driver_version() -> int:
     """The newest CUDA that the driver knows, as 13000."""
     return torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined] # not in a CPU build

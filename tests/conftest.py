@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_images
 
 import mbv3fast
 from tests.peers import peer
+from tests.stand_ins import StandIn, stand_in_for_a_gpu
 
 torch.set_num_threads(1)  # two pytest workers share two cores
 
@@ -54,3 +55,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target = folder / "more" if i == 0 else folder
             image.crop((60 * i, 20 * i, 60 * i + 300, 20 * i + 250)).save(target / f"{name}-{i}.png")
     return folder
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """As if this CPU were a GPU; what captures graphs there."""
+    return stand_in_for_a_gpu(monkeypatch)
+
+
+@pytest.fixture(params=["CPU", "GPU"])
+def served_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where models are served: on this CPU, or as a GPU's are, behind replays of captured graphs."""
+    if request.param == "GPU":
+        stand_in_for_a_gpu(monkeypatch)
+    return request.param

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from mbv3fast import freshness, graphs, service, serving
+from mbv3fast.backend import SERVED_DTYPES, Decision, Request
 from mbv3fast.graphs import Outputs
 from mbv3fast.ops import OPS
+from mbv3fast.selfcheck import Verdict
 
 CPU = torch.device("cpu")
 
@@ -62,3 +65,20 @@ def references_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for op in OPS.values():
         monkeypatch.setattr(op, "run", stand_in(op))
+
+
+def decide(_request: Request, _device: torch.device, dtype: torch.dtype) -> Decision:
+    """As on a GPU that our kernels serve."""
+    served = dtype in SERVED_DTYPES
+    return Decision(served, "Triton: fused kernels", "triton") if served else Decision(False, f"{dtype} is not served")
+
+
+def stand_in_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """As if this CPU were a GPU that Triton serves, whose self-check has passed; what captures there."""
+    driver = StandIn()
+    references_for_kernels(monkeypatch)
+    monkeypatch.setattr(serving, "decide", decide)
+    monkeypatch.setattr(service, "judge", lambda *_: Verdict(""))
+    monkeypatch.setattr(graphs, "CudaDriver", lambda: driver)
+    monkeypatch.setattr(freshness, "_probes", lambda _: [])  # no GPU is asked for values
+    return driver

@@ -191,11 +191,11 @@ def weight_norm(model: FusedMobileNetV3) -> FusedMobileNetV3:
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_no_edit_is_missed(edit: str) -> None:
+def test_no_edit_is_missed(edit: str, served_on: str) -> None:
     model = subject()
     before = answer(model)
     with torch.inference_mode():
-        assert model.explain(images()).fused
+        assert model.explain(images()).backend == {"CPU": "torch", "GPU": "triton"}[served_on]
     assert difference(before, reference(model)) <= TOLERANCE[torch.float32]
     EDITS[edit](model)
     assert_fresh(model, before)
@@ -206,6 +206,7 @@ def test_no_edit_is_missed(edit: str) -> None:
     ["data assigned at the same address", f"{CONV}.weight in place", "half and back"],
 )
 @pytest.mark.parametrize("kind", ["bfloat16", "features"])
+@pytest.mark.usefixtures("served_on")
 def test_nor_in_other_kinds_of_model(edit: str, kind: str) -> None:
     """Their engines keep none of the model's own tensors alive."""
     model: Any = subject()
@@ -229,6 +230,7 @@ def test_writes_past_pytorchs_count_to_a_whole_tensor_are_seen() -> None:
     assert_fresh(model, before)
 
 
+@pytest.mark.usefixtures("served_on")
 def test_writes_past_pytorchs_count_to_a_part_show_after_repack() -> None:
     model = subject()
     before = answer(model)
@@ -237,6 +239,7 @@ def test_writes_past_pytorchs_count_to_a_part_show_after_repack() -> None:
     assert_fresh(model, before)
 
 
+@pytest.mark.usefixtures("served_on")
 def test_repack_during_another_threads_build_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     model = subject()
     before = answer(model)

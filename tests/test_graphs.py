@@ -37,6 +37,20 @@ def test_what_comes_out_is_right_and_the_callers_own() -> None:
     assert len(driver.captures) == len(run) == 1
 
 
+def test_only_what_was_captured_is_replayed() -> None:
+    run, driver = runner()
+    x = torch.randn(2, 3, 4, 5)
+    assert run.replay(x) is None
+    run(x)
+    outputs = run.replay(x.neg())
+    assert outputs is not None
+    assert all(map(torch.equal, outputs, double(x.neg())))
+    assert run.replay(x[:1]) is None
+    driver.is_capturing = True
+    assert run.replay(x) is None
+    assert len(driver.captures) == 1
+
+
 def test_each_shape_dtype_and_layout_has_its_graph() -> None:
     run, driver = runner()
     x = torch.randn(2, 3, 4, 5)

@@ -14,6 +14,7 @@ from mbv3fast.fast import FusedMobileNetV3
 from tests.freshness import answer, assert_fresh, batch_for, subject
 
 
+@pytest.mark.usefixtures("served_on")
 def test_an_average_of_models_follows_its_updates() -> None:
     model = subject()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
@@ -70,6 +71,7 @@ def by_parts(model: FusedMobileNetV3, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("route", [in_training, in_eval, answered_before_the_step, by_parts])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("served_on")
 def test_optimizers(optimizer: str, route: Callable[..., None], dtype: torch.dtype) -> None:
     model = subject().to(dtype)
     before = answer(model)

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 import mbv3fast
-from mbv3fast import selfcheck, serving
-from mbv3fast.backend import Decision
+from mbv3fast import selfcheck, service, serving
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
 from mbv3fast.selfcheck import Verdict, disagreement, fingerprint, judge
-from tests.stand_ins import references_for_kernels
+from tests.stand_ins import decide, references_for_kernels
 
 pytest.importorskip("triton")
 CPU = torch.device("cpu")
@@ -154,7 +153,7 @@ def test_threads_wait_for_one_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this CPU were a GPU whose kernels nobody has tried."""
-    monkeypatch.setattr(serving, "decide", lambda *_: Decision(True, "Triton: fused kernels", "triton"))
+    monkeypatch.setattr(serving, "decide", decide)
     monkeypatch.setattr(selfcheck, "gpu_seconds", lambda run: 2.0 if run.__class__.__name__ == "partial" else 1.0)
 
 
@@ -189,7 +188,7 @@ def test_auto_leaves_what_was_found_wrong_to_pytorch(
 
 @pytest.mark.usefixtures("gpu")
 def test_what_was_asked_for_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "judge", lambda *_: pytest.fail("checked"))
+    monkeypatch.setattr(service, "judge", lambda *_: pytest.fail("checked"))
     subject, x = on_gpu(backend="triton")
     with torch.inference_mode():
         subject(x)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import mbv3fast
 from mbv3fast import freshness
 from mbv3fast.fast import FusedMobileNetV3
 from tests.freshness import answer, assert_fresh, subject
@@ -22,6 +23,15 @@ def test_every_watched_attribute_matters(attribute: str) -> None:
     snapshot = freshness.Snapshot(model, (model.features,))
     assert snapshot.holds()
     setattr(next(m for m in model.features.modules() if attribute in vars(m)), attribute, "another value")
+    assert not snapshot.holds()
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_a_tensor_in_anothers_place_is_seen_even_where_it_is_equal(kind: str) -> None:
+    model = mbv3fast.small(num_classes=1).eval()
+    snapshot = freshness.Snapshot(model, (model.classifier,))
+    assert snapshot.holds()
+    setattr(model.classifier[3], kind, nn.Parameter(getattr(model.classifier[3], kind).detach().clone()))
     assert not snapshot.holds()
 
 

@@ -1,0 +1,48 @@
+"""A model bound to where its input lies and its output goes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.served import TOLERANCE, scale, subject
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("gpu")
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_bound_model_reads_and_fills_where_things_lie(cuda_graphs: bool) -> None:
+    model, x = subject(cuda_graphs=cuda_graphs)
+    out = torch.zeros(2, 10)
+    bound = model.bind(x, out)
+    for edit in (None, scale, None):
+        x.normal_()
+        if edit:
+            edit(model)
+        assert bound() is out
+        with torch.inference_mode():
+            torch.testing.assert_close(out, model.reference_forward(x), **TOLERANCE)
+
+
+def test_a_bound_model_makes_its_output() -> None:
+    model, x = subject()
+    bound = model.bind(x)
+    assert bound() is bound.out
+    assert bound.out.shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (torch.zeros(2, 9), r"out: got torch.float32 \(2, 9\) on cpu, needs torch.float32 \(2, 10\) on cpu"),
+        (torch.zeros(2, 10).half(), r"out: got torch.float16 \(2, 10\) on cpu, needs torch.float32"),
+    ],
+)
+def test_what_cannot_be_bound_is_refused(out: Tensor, message: str) -> None:
+    model, x = subject()
+    with pytest.raises(ValueError, match=message):
+        model.bind(x, out)
+    with pytest.raises(RuntimeError, match=r"bind: the model is in training mode; call eval\(\) first"):
+        model.train().bind(x)
