@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mbv3fast.graphs import CudaDriver
-from mbv3fast.kernels.configs import HEURISTICS, SMS, Config, power_of_2
+from mbv3fast.kernels.configs import HEURISTICS, SMS, Config, excite_project_blocks, power_of_2
+from mbv3fast.kernels.tuned import OPTIONAL
 from mbv3fast.ops import OPS
 from mbv3fast.ops.op import as_tuple, empty
 from mbv3fast.ops.target import Target
@@ -54,6 +55,12 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "BLOCK_S": Limit(16, 64, "squeezed"),
     },
     "excite": {"BLOCK_C": Limit(4, 64, "channels"), "BLOCK_PARTS": Limit(1, 32, "parts")},
+    "excite_project": {
+        "BLOCK_M": Limit(16, 128, "pixels"),
+        "BLOCK_N": Limit(16, 128, "outputs"),
+        "BLOCK_K": Limit(16, 64, "inputs"),
+        "BLOCK_PARTS": Limit(1, 32, "parts"),
+    },
     "apply_scale": {"BLOCK_P": Limit(4, 128, "rows"), "BLOCK_C": Limit(16, 512, "channels")},
     "linear": {
         "BLOCK_M": Limit(1, 128, "rows"),
@@ -68,6 +75,7 @@ _HELD = {  # the blocks that span the largest array of a program
     "depthwise_project": ("TILE_H", "TILE_W"),
     "squeeze": ("BLOCK_P", "BLOCK_C"),
     "excite": ("BLOCK_C",),
+    "excite_project": ("BLOCK_M", "BLOCK_N"),
     "apply_scale": ("BLOCK_P", "BLOCK_C"),
     "linear": ("BLOCK_M", "BLOCK_N"),
 }
@@ -77,12 +85,15 @@ def candidates(op: str, sizes: Mapping[str, int], sms: int = SMS) -> list[Config
     """At most MOST configurations of `op` for the arguments of its heuristic, the heuristic's first.
 
     The others halve or double one of its blocks, unroll other taps, have other warps or stages, then give to one block
-    what they take from another. An empty one, of `depthwise_project`, stands for two kernels.
+    what they take from another. An empty one stands for other kernels, in one launch more.
     """
     heuristic = HEURISTICS[op](**sizes, sms=sms)
     found = [heuristic]
-    if heuristic and op == "depthwise_project":
+    if heuristic and op in OPTIONAL:
         found.append({})
+    elif op == "excite_project":
+        heuristic = excite_project_blocks(**sizes, sms=sms)
+        found.append(heuristic)
     for change in _changes(op, sizes, heuristic):
         config = {**heuristic, **change}
         if config not in found and fits(op, sizes, config, heuristic):

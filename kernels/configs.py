@@ -12,6 +12,8 @@ from math import ceil, prod
 Config = Mapping[str, int]  # block sizes, num_warps, num_stages
 SMS = 132  # of an H100; near enough for others
 _WIDEST_PROJECTION = 256  # outputs whose sums a program can hold beside a depthwise tile
+_LAUNCH = 1.5  # microseconds that one costs in a graph: 2, or 1 where it overlaps its predecessor
+_FROM_L2 = 110e3  # bytes that a multiprocessor reads from the L2 cache in a microsecond
 _WAVES = 2  # programs wanted for each multiprocessor, so that one computes while another loads
 
 
@@ -114,6 +116,32 @@ def excite(images: int, parts: int, channels: int, sms: int = SMS) -> Config:
     return {**blocks, "BLOCK_PARTS": power_of_2(parts, 1, 8), "num_warps": 8}
 
 
+def excite_project(
+    images: int, pixels: int, outputs: int, inputs: int, squeezed: int, parts: int, itemsize: int, sms: int = SMS
+) -> Config:
+    """For a product of [pixels, inputs] an image, scaled, x [inputs, outputs], each program of which computes the scale
+    from `parts` of the hidden units; empty where a launch that computes it once costs less.
+    """
+    blocks = excite_project_blocks(images, pixels, outputs, inputs, squeezed, parts, itemsize, sms)
+    programs = images * ceil(pixels / blocks["BLOCK_M"]) * ceil(outputs / blocks["BLOCK_N"])
+    repeated = (4 * parts + itemsize * inputs) * squeezed  # bytes, read by each program
+    return blocks if ceil(programs / sms) * repeated < _LAUNCH * _FROM_L2 else {}
+
+
+def excite_project_blocks(
+    images: int, pixels: int, outputs: int, inputs: int, squeezed: int, parts: int, itemsize: int, sms: int = SMS
+) -> Config:
+    """`excite_project` whatever it costs."""
+    blocks = pointwise_conv(images * pixels, outputs, inputs, itemsize, scaled=1, sms=sms)
+    block_k = min(blocks["BLOCK_K"], 4096 // power_of_2(squeezed, 16, 256))  # a slice of fc2 is held, of that many
+    return {
+        **blocks,
+        "BLOCK_M": min(blocks["BLOCK_M"], power_of_2(pixels, 16, 128)),
+        "BLOCK_K": block_k,
+        "BLOCK_PARTS": power_of_2(parts, 1, 16),
+    }
+
+
 def apply_scale(rows: int, channels: int, itemsize: int, sms: int = SMS) -> Config:
     """For a pass over [rows, channels]."""
     blocks = shrink(
@@ -153,6 +181,7 @@ HEURISTICS: dict[str, Callable[..., Config]] = {
         depthwise_project,
         squeeze,
         excite,
+        excite_project,
         apply_scale,
         linear,
     )

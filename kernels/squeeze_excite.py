@@ -3,7 +3,8 @@
     scale = hardsigmoid(fc2(activation(fc1(mean(x)))))
 
 The first launch (here `squeeze`, in a network the epilogue of `depthwise_conv`) multiplies each tile's sums by its own
-slice of fc1; the second, `excite`, adds these in a fixed order and computes a slice of fc2 in each program.
+slice of fc1; the second, `excite`, adds these in a fixed order and computes a slice of fc2 in each program. Where that
+costs less than a launch, each program of `excite_project` does so.
 """
 
 from __future__ import annotations
@@ -61,6 +62,33 @@ def _squeeze_kernel(
     squeeze_slice(hidden, (image * tiles + tile) * blocks + block, fc1_weight, total, c, C, S, BLOCK_S)
 
 
+@triton.jit
+def hidden_units(
+    hidden,
+    offset,
+    image,
+    s,
+    parts,
+    pixels,
+    S: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+):
+    """activation(fc1 of an image's mean), [BLOCK_S], from the parts of its sums in `hidden` [images, parts, S]."""
+    total = tl.zeros((s.shape[0],), tl.float32)
+    for start in range(0, parts, BLOCK_PARTS):
+        part = start + tl.arange(0, BLOCK_PARTS)
+        place = (image * parts + part)[:, None] * S + s[None, :]
+        total += tl.sum(tl.load(hidden + place, (part < parts)[:, None] & (s < S)[None, :], 0.0), axis=0)
+    return activate(total / pixels + offset, ACTIVATION)
+
+
+@triton.jit
+def excite_slice(weight, offset, squeezed):
+    """hardsigmoid(fc2) of some channels, of whose matrix `weight` [channels, BLOCK_S] are the rows."""
+    return hardsigmoid(tl.sum(weight.to(tl.float32) * squeezed[None, :], axis=1) + offset)
+
+
 @triton.jit(do_not_specialize=["parts", "pixels"])
 def _excite_kernel(
     hidden,  # [images, parts, S] float32
@@ -87,14 +115,8 @@ def _excite_kernel(
     offset = tl.load(fc2_bias + c, c < C, 0.0)
     hidden_offset = tl.load(fc1_bias + s, s < S, 0.0)
     begin(PDL)
-    total = tl.zeros((BLOCK_S,), tl.float32)
-    for start in range(0, parts, BLOCK_PARTS):
-        part = start + tl.arange(0, BLOCK_PARTS)
-        place = (image * parts + part)[:, None] * S + s[None, :]
-        total += tl.sum(tl.load(hidden + place, (part < parts)[:, None] & (s < S)[None, :], 0.0), axis=0)
-    squeezed = activate(total / pixels + hidden_offset, ACTIVATION)
-    excited = tl.sum(weight.to(tl.float32) * squeezed[None, :], axis=1) + offset
-    tl.store(scale + image * C + c, hardsigmoid(excited), c < C)
+    squeezed = hidden_units(hidden, hidden_offset, image, s, parts, pixels, S, ACTIVATION, BLOCK_PARTS)
+    tl.store(scale + image * C + c, excite_slice(weight, offset, squeezed), c < C)
 
 
 @triton.jit(do_not_specialize=["rows", "pixels"])

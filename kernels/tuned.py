@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mbv3fast.kernels.configs import HEURISTICS, Config
+from mbv3fast.kernels.configs import HEURISTICS, Config, excite_project_blocks
 
 TABLES = Path(__file__).with_name("tables")
 HEADER = ("gpu", "date", "torch", "triton", "driver")
@@ -21,9 +21,11 @@ GROWS = {  # with the batch; the other sizes are the network's
     "depthwise_project": "images",
     "squeeze": "images",
     "excite": "images",
+    "excite_project": "images",
     "apply_scale": "rows",
     "linear": "rows",
 }
+OPTIONAL = ("depthwise_project", "excite_project")  # empty where other kernels do it in one launch more
 _NEAR = 2  # times the size that grows, or one in so many
 _ANY_NUMBER = ("UNROLL", "num_stages")  # where a configuration has powers of 2 elsewhere
 
@@ -109,8 +111,8 @@ def _check_entry(where: str, op: str, entry: Any) -> None:
     _check_keys(f"{where}.sizes", sizes, inspect.signature(HEURISTICS[op]).parameters.keys() - {"sms"})
     for name, size in sizes.items():
         _check_number(f"{where}.sizes.{name}", size, least=0 if name in _defaults(op) else 1)
-    if op != "depthwise_project" or config != {}:  # which is: by two kernels
-        _check_keys(f"{where}.config", config, HEURISTICS[op](**sizes))
+    if op not in OPTIONAL or config != {}:
+        _check_keys(f"{where}.config", config, _blocks(op, sizes))
     for name, value in config.items():
         _check_number(f"{where}.config.{name}", value, least=1)
         if name not in _ANY_NUMBER and value & (value - 1):
@@ -118,6 +120,10 @@ def _check_entry(where: str, op: str, entry: Any) -> None:
     for name in ("us", "heuristic_us"):
         if not isinstance(entry[name], (int, float)) or not entry[name] > 0:
             raise ValueError(f"{where}.{name} is {entry[name]!r}, needs microseconds")
+
+
+def _blocks(op: str, sizes: Mapping[str, int]) -> Collection[str]:
+    return excite_project_blocks(**sizes) if op == "excite_project" else HEURISTICS[op](**sizes)
 
 
 def _check_keys(where: str, given: Any, needed: Collection[str]) -> None:

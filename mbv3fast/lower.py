@@ -21,8 +21,7 @@ class Lowering(NamedTuple):
     """For whom a network is lowered, "torch" or "triton", and the dtype that its weights are packed in.
 
     PyTorch's plan has one step a convolution, weights channels_last. The plan of our kernels joins depthwise and
-    projection where no squeeze-excite stands between them; where one does, its squeeze is in the depthwise's epilogue
-    and its scale in the projection's prologue. The last convolution's mean is taken where it is computed, and biases
+    projection, and squeeze-excite between them. The last convolution's mean is taken where it is computed, and biases
     are float32.
     """
 
@@ -92,21 +91,18 @@ def _triton_block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[S
     _expect(depthwise, "depthwise_conv")
     _expect(project, "pointwise_conv")
     tensors, options = _pack_triton(depthwise, dtype), _options(depthwise, "depthwise_conv")
-    residual = _residual(block, source)
-    projection = _pack_triton(project, dtype)
-    if part is None and project.activation is None:
-        tensors |= {f"project_{name}": tensor for name, tensor in projection.items()}
-        return [*steps, Step("depthwise_project", (project.name,), {"x": value, **residual}, tensors, options)]
-    if part is None:
-        return [*steps, _conv(depthwise, value, tensors), _conv(project, depthwise.name, projection, **residual)]
-    tensors |= {
-        name: (tensor.float() if name.endswith("bias") else tensor.to(dtype)).contiguous()
-        for name, tensor in _fc_tensors(part).items()
-    }
-    options["squeeze_activation"] = part.activation
-    outputs = (depthwise.name, part.name)
-    steps.append(Step("depthwise_squeeze_excite", outputs, {"x": value}, tensors, options))
-    return [*steps, _conv(project, depthwise.name, projection, scale=part.name, **residual)]
+    residual, projection = _residual(block, source), _pack_triton(project, dtype)
+    gate = {} if part is None else _pack_squeeze_excite(part, dtype)
+    if project.activation is None:
+        if part is not None:
+            options["squeeze_activation"] = part.activation
+        op = "depthwise_project" if part is None else "depthwise_excite_project"
+        tensors |= gate | {f"project_{name}": tensor for name, tensor in projection.items()}
+        return [*steps, Step(op, (project.name,), {"x": value, **residual}, tensors, options)]
+    steps.append(_conv(depthwise, value, tensors))
+    if part is not None:
+        steps.append(Step("squeeze_excite", (part.name,), {"x": depthwise.name}, gate, {"activation": part.activation}))
+    return [*steps, _conv(project, steps[-1].name, projection, **residual)]
 
 
 def _triton_head(last: FoldedConv, head: tuple[FoldedLinear, ...], source: str, dtype: torch.dtype) -> list[Step]:
@@ -125,6 +121,13 @@ def _pack_triton(conv: FoldedConv, dtype: torch.dtype) -> Tensors:
     weight = conv.weight.to(dtype)
     packed = weight.contiguous() if _op(conv) == "pointwise_conv" else pack_taps(weight)
     return {"weight": packed, "bias": conv.bias.float()}
+
+
+def _pack_squeeze_excite(part: FoldedSqueezeExcite, dtype: torch.dtype) -> Tensors:
+    return {
+        name: (tensor.float() if name.endswith("bias") else tensor.to(dtype)).contiguous()
+        for name, tensor in _fc_tensors(part).items()
+    }
 
 
 def _pack_linear(linear: FoldedLinear, dtype: torch.dtype) -> Tensors:

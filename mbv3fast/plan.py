@@ -131,7 +131,9 @@ class Plan:
         peak = 0
         for index, step in enumerate(self.steps):
             live |= set(step.outputs)
-            peak = max(peak, sum(size[name] for name in live))
+            inputs = {argument: shapes[name] for argument, name in step.inputs.items()}
+            scratch = self._traffic(step, inputs, shapes[step.name]).scratch
+            peak = max(peak, sum(size[name] for name in live) + scratch)
             live -= {name for name, last in last_use.items() if last == index}
         return peak
 

@@ -99,7 +99,7 @@ def depthwise_project_ref(
     return pointwise_conv_ref(out, project_weight, project_bias, residual)
 
 
-def depthwise_squeeze_excite_ref(
+def depthwise_excite_project_ref(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -107,18 +107,21 @@ def depthwise_squeeze_excite_ref(
     fc1_bias: Tensor,
     fc2_weight: Tensor,
     fc2_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: Tensor | None = None,
     *,
     stride: int = 1,
     padding: Padding | Literal["same"],
     dilation: int = 1,
     activation: Activation | None = None,
     squeeze_activation: Activation = "relu",
-) -> tuple[Tensor, Tensor]:
-    """`depthwise_conv_ref`, and what squeeze-excite would multiply its output by, [N, C] in float32 at least."""
+) -> Tensor:
+    """`depthwise_conv_ref`, `squeeze_excite_ref`, then `pointwise_conv_ref` with the residual [N, C', H', W']."""
     geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     out = depthwise_conv_ref(x, weight, bias, **geometry, activation=activation)
-    scale = squeeze_excite_scale(out, fc1_weight, fc1_bias, fc2_weight, fc2_bias, squeeze_activation)
-    return out, scale.flatten(1).to(torch.promote_types(out.dtype, torch.float32))
+    out = squeeze_excite_ref(out, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation=squeeze_activation)
+    return pointwise_conv_ref(out, project_weight, project_bias, residual)
 
 
 def squeeze_excite_ref(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from mbv3fast.ops.op import Op
+from mbv3fast.ops.op import Op, as_tuple
 from mbv3fast.ops.spec import conv_shape
 
 if TYPE_CHECKING:
@@ -20,12 +20,15 @@ Shape = tuple[int, ...]
 
 
 class Traffic(NamedTuple):
-    """Bytes of activations read and written, kernels launched, bytes of the sums and scales that they pass on."""
+    """Bytes of activations read and written, kernels launched, bytes of the sums and scales that they pass on, and of
+    what is allocated beside the outputs.
+    """
 
     read: int
     written: int
     launches: int
     partial: int = 0
+    scratch: int = 0
 
 
 PARTIALS = ("pool", "hidden", "scale")  # as kernels name them: small float32 tensors of squeeze-excite and the mean
@@ -43,8 +46,8 @@ def kernel_traffic(
     weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors.values()}
     launches: list[Launch] = []
     with watch_launches(launches.append):
-        op.run(**values, **tensors, **options)
-    return traffic_of(launches, weights)
+        outputs = as_tuple(op.run(**values, **tensors, **options))
+    return traffic_of(launches, weights)._replace(scratch=_scratch(launches, outputs))
 
 
 def traffic_of(launches: Sequence[Launch], weights: set[StorageWeakRef]) -> Traffic:
@@ -60,6 +63,14 @@ def traffic_of(launches: Sequence[Launch], weights: set[StorageWeakRef]) -> Traf
                 read += size * (name not in PARTIALS and is_read)
                 written += size * (name not in PARTIALS and not is_read)
     return Traffic(read, written, len(launches), partial)
+
+
+def _scratch(launches: Sequence[Launch], outputs: tuple[Tensor, ...]) -> int:
+    """Bytes of the tensors that are written and not put out."""
+    storages = [tensor.untyped_storage() for launch in launches for tensor in launch.writes.values()]
+    sizes = {StorageWeakRef(storage): storage.nbytes() for storage in storages}
+    put_out = {StorageWeakRef(output.untyped_storage()) for output in outputs}
+    return sum(size for storage, size in sizes.items() if storage not in put_out)
 
 
 def torch_traffic(

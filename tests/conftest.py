@@ -69,3 +69,13 @@ def served_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param == "GPU":
         stand_in_for_a_gpu(monkeypatch)
     return request.param
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where tables of timed configurations are looked for."""
+    found = tmp_path / "tables"
+    found.mkdir()
+    for module in ("mbv3fast.kernels.tuned", "benchmarks.tune"):
+        monkeypatch.setattr(f"{module}.TABLES", found)
+    return found

@@ -49,11 +49,13 @@ CASES = {
     "depthwise": case("depthwise_conv", SAME | {"stride": 2}, N=3, C=20, H=7, W=8, k=3),
     "depthwise, dilated": case("depthwise_conv", FOUR | HARDSWISH | {"dilation": 2}, N=3, C=16, H=6, W=5, k=3),
     "depthwise on a column": case("depthwise_conv", SAME | RELU, N=1, C=48, H=6, W=1, k=5),
-    "squeeze": case("depthwise_squeeze_excite", ONE | RELU, N=3, C=20, H=6, W=5, k=3, S=6),
-    "squeeze, dilated": case(
-        "depthwise_squeeze_excite",
+    "excite and project": case(
+        "depthwise_excite_project", ONE | RELU, "residual", N=3, C=20, H=6, W=5, k=3, S=6, M=24, P=6, Q=5
+    ),
+    "excite and project, dilated": case(
+        "depthwise_excite_project",
         SAME | HARDSWISH | {"dilation": 2, "stride": 2, "squeeze_activation": "hardswish"},
-        N=1, C=33, H=1, W=8, k=3, S=8,
+        N=1, C=33, H=1, W=8, k=3, S=8, M=10,
     ),
     "project": case("depthwise_project", ONE | RELU, "residual", N=3, C=24, H=5, W=6, k=3, M=20, P=5, Q=6),
     "project, dilated": case(

@@ -57,7 +57,11 @@ def references_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the reference of every op do the work of its kernels."""
 
     def stand_in(op: Any) -> Callable[..., Any]:
+        kernels = op.run
+
         def run(**given: Any) -> Any:
+            if given["x"].is_meta:  # where a plan counts what kernels do
+                return kernels(**given)
             results = op.reference(**{name: value for name, value in given.items() if name != "target"})
             return results if len(results) > 1 else results[0]
 

@@ -41,7 +41,7 @@ def expected_ops(variant: Variant) -> list[str]:
     ops, width = ["stem_conv"], STEM
     for row in ROWS[variant]:
         ops += ["pointwise_conv"] * (row.expanded != width)
-        ops += ["depthwise_squeeze_excite", "pointwise_conv"] if row.squeeze_excite else ["depthwise_project"]
+        ops.append("depthwise_excite_project" if row.squeeze_excite else "depthwise_project")
         width = row.out
     return [*ops, "pointwise_mean_linear", "linear"]
 
@@ -64,7 +64,7 @@ def expected_bytes(variant: Variant) -> int:
     return HALF * elements + 4 * LAST_CONV[variant] * 2  # the last convolution's sums: two tiles at batch 1
 
 
-@pytest.mark.parametrize(("variant", "launches", "megabytes"), [("large", 49, 15.5), ("small", 43, 5.5)])
+@pytest.mark.parametrize(("variant", "launches", "megabytes"), [("large", 45, 15.5), ("small", 36, 5.5)])
 def test_steps_launches_and_bytes(variant: Variant, launches: int, megabytes: float) -> None:
     plan = planned(variant)
     assert [step.op for step in plan.steps] == expected_ops(variant)
@@ -80,12 +80,12 @@ def test_steps_launches_and_bytes(variant: Variant, launches: int, megabytes: fl
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("images", [1, 3])
 def test_memory_is_bounded(variant: Variant, images: int) -> None:
-    """Two neighbours live at once: the widest, and what it is made of or made into."""
+    """Two neighbours live at once, the widest and what it is made of or made into, besides a step's own sums."""
     plan = planned(variant)
     shapes = plan.shapes((images, 3, SIZE, SIZE))
     widest = HALF * max(torch.Size(s).numel() for name, s in shapes.items() if name != INPUT)
     assert widest < plan.peak_bytes((images, 3, SIZE, SIZE)) <= 1.5 * widest
-    assert plan.peak_bytes((images, 3, SIZE, SIZE)) == images * plan.peak_bytes((1, 3, SIZE, SIZE))
+    assert plan.peak_bytes((images, 3, SIZE, SIZE)) <= images * plan.peak_bytes((1, 3, SIZE, SIZE))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -119,9 +119,13 @@ def mutants(plan: Plan) -> Iterator[tuple[str, Plan]]:
         return replace(plan, steps=(*plan.steps[:index], step, *plan.steps[index + 1 :]))
 
     for index, step in enumerate(plan.steps):
-        for argument in set(step.inputs) & {"scale", "residual"}:
-            rest = {name: value for name, value in step.inputs.items() if name != argument}
-            yield f"{argument} of {step.name}", without(index, replace(step, inputs=rest))
+        if "residual" in step.inputs:
+            rest = {name: value for name, value in step.inputs.items() if name != "residual"}
+            yield f"residual of {step.name}", without(index, replace(step, inputs=rest))
+        if "fc2_weight" in step.tensors:
+            gate = {"fc2_weight": torch.zeros_like(step.tensors["fc2_weight"])}
+            gate["fc2_bias"] = torch.full_like(step.tensors["fc2_bias"], 3)  # whose hardsigmoid is 1
+            yield f"scale of {step.name}", without(index, replace(step, tensors={**step.tensors, **gate}))
         for name, tensor in step.tensors.items():
             if name.endswith("bias"):
                 zeroed = {**step.tensors, name: torch.zeros_like(tensor)}
@@ -170,6 +174,16 @@ def test_what_no_kernel_covers_is_refused(edit: Any, reason: str) -> None:
 
 def conv(inputs: int, outputs: int, kernel: int) -> torch.nn.Conv2d:
     return torch.nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("images", "blocks"), [(1, {4, 5, 6, 11}), (128, {4, 5, 6}), (10_000, set())], ids=["one", "many", "too many"]
+)
+def test_narrow_excites_are_computed_in_their_neighbour(images: int, blocks: set[int]) -> None:
+    """Where each program's reads of fc2 cost less than a launch: few channels, or few programs."""
+    costs = planned("large").costs((images, 3, SIZE, SIZE))
+    two = {cost.name for cost in costs if cost.op == "depthwise_excite_project" and cost.launches == 2}
+    assert two == {f"features.{block}.block.3" for block in blocks}
 
 
 def test_wide_projections_take_two_kernels() -> None:

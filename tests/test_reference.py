@@ -160,16 +160,17 @@ def test_depthwise_project() -> None:
     torch.testing.assert_close(got, expected, **EXACT)
 
 
-def test_depthwise_squeeze_excite() -> None:
+def test_depthwise_excite_project() -> None:
     x, weight, bias = randn(2, 8, 9, 7), randn(8, 1, 3, 3, seed=1), randn(8, seed=2)
     matrices = (randn(4, 8, seed=1), randn(4, seed=2), randn(8, 4, seed=3), randn(8, seed=4))
+    project, project_bias, residual = randn(6, 8, 1, 1, seed=3), randn(6, seed=4), randn(2, 6, 5, 4, seed=5)
     geometry: Any = {"stride": 2, "padding": (1, 1, 1, 1), "activation": "hardswish"}
-    out, scale = reference.depthwise_squeeze_excite_ref(
-        x, weight, bias, *matrices, **geometry, squeeze_activation="hardswish"
-    )
-    torch.testing.assert_close(out, reference.depthwise_conv_ref(x, weight, bias, **geometry), **EXACT)
-    expected = reference.squeeze_excite_ref(out, *matrices, activation="hardswish")
-    torch.testing.assert_close(out * scale[:, :, None, None], expected, **EXACT)
+    depthwise = reference.depthwise_conv_ref(x, weight, bias, **geometry)
+    excited = reference.squeeze_excite_ref(depthwise, *matrices, activation="hardswish")
+    expected = torch.einsum("nchw,oc->nohw", excited, project[:, :, 0, 0]) + project_bias[:, None, None] + residual
+    tensors = (x, weight, bias, *matrices, project, project_bias, residual)
+    got = reference.depthwise_excite_project_ref(*tensors, **geometry, squeeze_activation="hardswish")
+    torch.testing.assert_close(got, expected, **EXACT)
 
 
 def test_pointwise_mean_linear() -> None:

@@ -5,7 +5,8 @@ under Triton's interpreter (`TRITON_INTERPRET=1`), our kernels run; elsewhere, a
 references of `mbv3fast.reference`.
 """
 
-from mbv3fast.ops.depthwise_conv import depthwise_conv, depthwise_squeeze_excite
+from mbv3fast.ops.depthwise_conv import depthwise_conv
+from mbv3fast.ops.depthwise_excite_project import depthwise_excite_project
 from mbv3fast.ops.depthwise_project import depthwise_project
 from mbv3fast.ops.layout import pack_taps
 from mbv3fast.ops.linear import linear, pointwise_mean_linear
@@ -17,8 +18,8 @@ from mbv3fast.ops.stem_conv import stem_conv
 __all__ = [
     "OPS",
     "depthwise_conv",
+    "depthwise_excite_project",
     "depthwise_project",
-    "depthwise_squeeze_excite",
     "linear",
     "pack_taps",
     "pointwise_conv",

@@ -116,7 +116,7 @@ def test_no_op_of_pytorch_computes_anything() -> None:
     assert set(+watching.seen) <= {"empty", "new_empty", "set_", "copy_"}, watching.seen
 
 
-@pytest.mark.parametrize(("name", "launches"), [("large", 49), ("small", 43)])
+@pytest.mark.parametrize(("name", "launches"), [("large", 46), ("small", 36)])
 def test_launches_and_bytes_are_those_that_the_plan_counts(
     name: str, launches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +126,7 @@ def test_launches_and_bytes_are_those_that_the_plan_counts(
     with torch.inference_mode():
         service = model.service(x)
         plan = service.engine.plan
+        service.engine.images_at_once(tuple(x.shape))  # counted by a dry run, once
         seen: list[Any] = []
         monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
         with common.watch_launches(seen.append):

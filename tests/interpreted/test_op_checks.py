@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mbv3fast.ops import OPS
+from mbv3fast.ops.target import Target
 from tests.op_cases import CASES, FIRST, Tensors, call, listed, make, refer, schema_call
 from tests.test_op_tools import (
     assert_same,
@@ -117,3 +118,13 @@ def test_a_grid_that_no_gpu_takes_is_refused() -> None:
     with pytest.raises(ValueError, match=f"^stub: {2**31} programs, a launch has at most {most}; split the batch"):
         common.launch(stub, most + 1, (), (torch.empty(1),), (), config={})
     assert stub.grids == [(most,)]
+
+
+@pytest.mark.parametrize("name", ["excite and project", "excite and project, dilated"])
+def test_an_excite_in_its_neighbour_or_alone(name: str) -> None:
+    _, args, kwargs = schema_call(name, make(name))
+    run = OPS[CASES[name].op].run
+    alone = Target(interpreted=True, overrides={"excite_project": {}})
+    counts = [len(launched(lambda target=target: run(*args, **kwargs, target=target))) for target in (None, alone)]
+    assert counts == [2, 3]
+    torch.testing.assert_close(run(*args, **kwargs), run(*args, **kwargs, target=alone), rtol=1e-5, atol=1e-5)

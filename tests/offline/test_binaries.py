@@ -7,30 +7,38 @@ import pkgutil
 from typing import Any
 
 import pytest
+import torch
 
 import mbv3fast
 from tests.offline.compiling import Launch, binary
-from tests.offline.launches import VARIANTS, bytes_launches, plan_launches, squeeze_excite_launches
+from tests.offline.launches import VARIANTS, Launches, bytes_launches, plan_launches, squeeze_excite_launches
 
 BATCHES = (1, 2, 3, 16)
 CONFIGURATION = ("BLOCK_", "TILE_", "UNROLL", "num_")
 
 
 def test_batches_share_binaries() -> None:
-    """One batch has 49 launches in the Large, 43 in the Small."""
+    """One batch has 45 or 46 launches in the Large, 36 in the Small."""
     found = {}
     for variant in VARIANTS:
         launches = [launch for images in BATCHES for launch in plan_launches(variant, images).values()]
         found[variant] = len(launches), len({binary(launch) for launch in launches})
     # Batches 1 to 3 differ in a few blocks; at 16 a chip is full, and most have grown.
-    assert found == {"large": (4 * 49, 71), "small": (4 * 43, 53)}
+    assert found == {"large": (45 + 45 + 2 * 46, 70), "small": (4 * 36, 47)}
 
 
 def test_batch_and_size_decide_nothing_but_configurations() -> None:
+    """And in which launch an excite is."""
     for variant in VARIANTS:
-        few, many = plan_launches(variant, 1), plan_launches(variant, 128, size=160)
-        for one, other in zip(few.values(), many.values(), strict=True):
-            assert binary(without_configuration(one)) == binary(without_configuration(other))
+        few, many = (by_step(plan_launches(variant, *given)) for given in ((1,), (128, torch.half, 160)))
+        assert few.keys() >= {name for name in many if "_excite_kernel" not in name and "_pointwise" not in name}
+        for name in few.keys() & many.keys():
+            assert binary(without_configuration(few[name])) == binary(without_configuration(many[name]))
+
+
+def by_step(launches: Launches) -> Launches:
+    """By the names of steps and kernels alone."""
+    return {name.partition(": ")[2]: launch for name, launch in launches.items()}
 
 
 def without_configuration(launch: Launch) -> Launch:
@@ -53,6 +61,6 @@ def test_no_binary_depends_on_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     plan_launches("large", 1)
     bytes_launches(1)
     squeeze_excite_launches(1)
-    assert len(sizes) == 8, "not every kernel was launched"
+    assert len(sizes) == 9, "not every kernel was launched"
     for kernel, integers in sizes.items():
         assert integers == kernel.do_not_specialize, kernel.__name__

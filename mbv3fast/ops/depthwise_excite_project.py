@@ -1,0 +1,145 @@
+"""`depthwise_excite_project`: a block with squeeze-excite from its depthwise convolution to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mbv3fast.layers import Padding
+from mbv3fast.ops.depthwise_conv import run_depthwise_squeeze
+from mbv3fast.ops.layout import matrix, pixels_first
+from mbv3fast.ops.op import Op, empty
+from mbv3fast.ops.pointwise_conv import run_pointwise_conv
+from mbv3fast.ops.spec import Arg, Output, Spec
+from mbv3fast.ops.squeeze_excite import run_excite
+from mbv3fast.ops.target import Target, resolve
+from mbv3fast.reference import depthwise_excite_project_ref
+from mbv3fast.tables import Activation
+
+
+def depthwise_excite_project(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: Padding | str,
+    dilation: int = 1,
+    activation: Activation | None = None,
+    squeeze_activation: Activation = "relu",
+) -> Tensor:
+    """(y * scale) projected by a 1x1 convolution + project_bias + residual, where
+
+        y = activation(depthwise convolution of x with `weight` + bias)
+        scale = hardsigmoid(fc2(squeeze_activation(fc1(mean of y over P, Q))))
+
+    x: [N, C, H, W], float32, float16 or bfloat16; in channels_last memory it is read as it lies, else copied.
+    weight: [C, 1, k, k], fc1_weight: [S, C], fc2_weight: [C, S], project_weight: [M, C, 1, 1] of x's dtype.
+    bias: [C], fc1_bias: [S], fc2_bias: [C], project_bias: [M], of it or float32. residual: [N, M, P, Q] of x's dtype.
+    padding and activation as in `depthwise_conv`.
+
+    Returns [N, M, P, Q] of x's dtype in channels_last memory. y is written and read once, the squeeze taken where it is
+    computed; the scaled y is never written. Two launches where `kernels.configs` counts that each program of the
+    projection had better compute the scale itself, else three. Raises as `depthwise_conv`.
+    Howard et al. 2019, section 5.3; Hu et al. 2018, section 3.
+    """
+    tensors = (x, weight, bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, project_weight, project_bias, residual)
+    return DEPTHWISE_EXCITE_PROJECT(
+        *tensors,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        activation=activation,
+        squeeze_activation=squeeze_activation,
+    )
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int,
+    padding: Sequence[int] | str,
+    dilation: int,
+    activation: str | None,
+    squeeze_activation: str,
+    target: Target | None = None,
+) -> Tensor:
+    from mbv3fast.kernels.excite_project import excite_project as launch
+
+    target = resolve(target, x)
+    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+    y, hidden = run_depthwise_squeeze(x, weight, bias, fc1_weight, **geometry, activation=activation, target=target)
+    (images, channels, height, width), outputs = y.shape, project_weight.shape[0]
+    config = target.config(
+        "excite_project",
+        images=images,
+        pixels=height * width,
+        outputs=outputs,
+        inputs=channels,
+        squeezed=fc1_weight.shape[0],
+        parts=hidden.shape[1],
+        itemsize=x.itemsize,
+    )
+    if not config:
+        scale = run_excite(hidden, fc1_bias, fc2_weight, fc2_bias, height * width, squeeze_activation, target)
+        return run_pointwise_conv(y, project_weight, project_bias, residual, scale, activation=None, target=target)
+    out = empty((images, outputs, height, width), like=x)
+    launch(
+        pixels_first(y),
+        hidden,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+        matrix(project_weight),
+        project_bias,
+        pixels=height * width,
+        residual=None if residual is None else pixels_first(residual),
+        out=out,
+        activation=squeeze_activation,
+        config=config,
+        tf32=target.tf32,
+        pdl=target.pdl,
+    )
+    return out
+
+
+DEPTHWISE_EXCITE_PROJECT = Op(
+    Spec(
+        "depthwise_excite_project",
+        args=(
+            Arg("x", "N C H W"),
+            Arg("weight", "C 1 k k"),
+            Arg("bias", "C", kind="either"),
+            Arg("fc1_weight", "S C"),
+            Arg("fc1_bias", "S", kind="either"),
+            Arg("fc2_weight", "C S"),
+            Arg("fc2_bias", "C", kind="either"),
+            Arg("project_weight", "M C 1 1"),
+            Arg("project_bias", "M", kind="either"),
+            Arg("residual", "N M P Q", optional=True),
+        ),
+        outputs=(Output("out", "N M P Q"),),
+        options=("stride", "padding", "dilation", "activation", "squeeze_activation"),
+        macs=lambda s: s["N"] * s["C"] * (s["P"] * s["Q"] * (s["k"] ** 2 + s["M"]) + 2 * s["S"]),
+    ),
+    _run,
+    depthwise_excite_project_ref,
+)
