@@ -42,7 +42,8 @@ def pointwise_conv(rows: int, outputs: int, inputs: int, itemsize: int, scaled: 
         {"BLOCK_M": rows, "BLOCK_N": outputs},
         sms,
     )
-    warps = 8 if blocks["BLOCK_M"] * blocks["BLOCK_N"] >= (128 * 64 if scaled else 128 * 128) else 4
+    wide = scaled or itemsize == 4  # either needs registers besides the sums
+    warps = 8 if blocks["BLOCK_M"] * blocks["BLOCK_N"] >= (128 * 64 if wide else 128 * 128) else 4
     deepest = 32 if scaled else 128 // itemsize  # scales lie in shared memory too, of which some chips have 99 KB
     return {**blocks, "BLOCK_K": power_of_2(inputs, 16, deepest), "num_warps": warps, "num_stages": 3}
 
@@ -89,14 +90,21 @@ def depthwise_project(
     """For an output [images, out_height, out_width, outputs]; empty where two kernels are better."""
     if outputs > _WIDEST_PROJECTION:
         return {}
-    tile_h, tile_w = power_of_2(out_height, 4, 8), power_of_2(out_width, 4, 8)
-    starved = images * ceil(out_height / tile_h) * ceil(out_width / tile_w) < _WAVES * sms
-    if starved:
-        tile = {"TILE_H": 4, "TILE_W": tile_w, "BLOCK_C": 16, "UNROLL": kernel * kernel}
-    else:
-        block_c = power_of_2(channels, 16, 64 // itemsize)
-        tile = {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_C": block_c, "UNROLL": 1}
-    return {**tile, "num_warps": 8}
+    wide = itemsize == 4  # which needs twice the registers
+    tile = shrink(
+        {"TILE_H": power_of_2(out_height, 4, 4 if wide else 8), "TILE_W": power_of_2(out_width, 4, 8)},
+        {"TILE_H": 4, "TILE_W": 4},  # as few pixels as a tensor core takes
+        {"TILE_H": images * out_height, "TILE_W": out_width},
+        sms,
+    )
+    pixels = tile["TILE_H"] * tile["TILE_W"]
+    programs = images * ceil(out_height / tile["TILE_H"]) * ceil(out_width / tile["TILE_W"])
+    return {
+        **tile,
+        "BLOCK_C": power_of_2(channels, 16, 16 if wide else 64 if programs < sms else 32),
+        "UNROLL": 1 if pixels == 64 else kernel if wide else kernel**2,
+        "num_warps": 8 if pixels > 16 else 4,
+    }
 
 
 def squeeze(images: int, pixels: int, channels: int, squeezed: int, itemsize: int, sms: int = SMS) -> Config:
@@ -156,13 +164,14 @@ def apply_scale(rows: int, channels: int, itemsize: int, sms: int = SMS) -> Conf
 def stem_conv(images: int, pixels: int, sms: int = SMS) -> Config:
     """For an output of `pixels` an image."""
     blocks = shrink({"BLOCK_P": 128}, {"BLOCK_P": 32}, {"BLOCK_P": images * pixels}, sms)
-    return {**blocks, "num_warps": 4}
+    return {**blocks, "num_warps": 8 if blocks["BLOCK_P"] == 128 else 4}
 
 
 def linear(rows: int, outputs: int, inputs: int, itemsize: int, sms: int = SMS) -> Config:
     """For a product [rows, inputs] x [inputs, outputs] whose weights, at few rows, are nearly all that is read."""
     if rows < 8:
-        return {"BLOCK_M": 1, "BLOCK_N": 8, "BLOCK_K": power_of_2(inputs, 16, 256), "num_warps": 4, "num_stages": 3}
+        block_k = power_of_2(inputs, 16, 512 // itemsize)
+        return {"BLOCK_M": 1, "BLOCK_N": 8, "BLOCK_K": block_k, "num_warps": 4, "num_stages": 3}
     blocks = shrink(
         {"BLOCK_M": power_of_2(rows, 32, 64), "BLOCK_N": 64},
         {"BLOCK_N": 16, "BLOCK_M": 32},

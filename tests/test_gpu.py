@@ -170,6 +170,14 @@ def test_new_weights_are_seen_behind_a_replay() -> None:
     check(model, x)
 
 
+def test_an_input_elsewhere_is_refused_behind_a_replay() -> None:
+    model, x = on_gpu(trained_small()), images(1, 128)
+    with torch.inference_mode():
+        model(x)
+        with pytest.raises(ValueError, match=r"^x: is on cpu, the model on cuda:0"):
+            model(x.cpu())
+
+
 def test_inside_somebody_elses_graph() -> None:
     model, x = on_gpu(trained_small(), torch.float16), images(1, 128).half()
     with torch.inference_mode():

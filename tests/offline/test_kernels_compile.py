@@ -21,7 +21,8 @@ from tests.offline.launches import (
 FEW, MANY = 1, 128  # images, which configurations differ for
 CHIPS = (80, 90)
 DETAILS = {"C", "N", "K", "S", "ACTIVATION"}  # constants that change little of how a program is built
-IN_OTHER_DTYPES = ("features.0 ", "features.2.", "features.5.", "classifier.")
+HALF, OTHERS = torch.float16, (torch.float32, torch.bfloat16)
+SAMPLED = ("features.0 ", "features.2.", "features.5.", "classifier.")  # steps of the Large at many images
 
 
 def conv_shapes(images: int, inputs: int, size: int, weight: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -40,16 +41,22 @@ def of_ops(images: int) -> Iterator[Launches]:
     yield op_launches("pointwise_conv", shapes, activation=None)
 
 
-def in_other_dtypes() -> Iterator[Launches]:
-    """Of some steps of the Large."""
-    for dtype in (torch.float32, torch.bfloat16):
-        launches = plan_launches("large", MANY, dtype)
-        yield {name: launches[name] for name in launches if name.partition(": ")[2].startswith(IN_OTHER_DTYPES)}
+def of_plans(dtype: torch.dtype) -> Iterator[Launches]:
+    for variant in VARIANTS:
+        for images in (MANY, FEW):
+            yield plan_launches(variant, images, dtype)
 
 
 def cases() -> Launches:
-    plans = [plan_launches(variant, images) for variant in VARIANTS for images in (FEW, MANY)]
-    return distinct([*plans, *of_ops(FEW), *of_ops(MANY), *in_other_dtypes()])
+    others = [launches for dtype in OTHERS for launches in of_plans(dtype)]
+    return distinct([*of_plans(HALF), *of_ops(FEW), *of_ops(MANY), *others])
+
+
+def is_sampled(name: str) -> bool:
+    """Whether a launch is of float16, or of those of another dtype that are compiled every time."""
+    plan, _, step = name.partition(": ")
+    is_half = not any(str(dtype).removeprefix("torch.") in plan for dtype in OTHERS)
+    return is_half or (plan.startswith("large ") and plan.endswith(f" x{MANY}") and step.startswith(SAMPLED))
 
 
 CASES = cases()
@@ -62,12 +69,17 @@ def outline(launch: Launch) -> Hashable:
 
 
 def on_chips() -> Iterator[pytest.ParameterSet]:
-    """Every case on every chip; on the older one, of those that differ only in details, all but the first are slow."""
+    """Every case on every chip.
+
+    Slow are most of those in other dtypes than float16, and on the older chip all but the first of those that differ
+    only in details.
+    """
     seen = set()
     for name, launch in CASES.items():
         for capability in CHIPS:
-            slow = [pytest.mark.slow] if capability == 80 and outline(launch) in seen else []
-            yield pytest.param(name, capability, marks=slow, id=f"{name} sm_{capability}")
+            is_slow = not is_sampled(name) or (capability == 80 and outline(launch) in seen)
+            marks = [pytest.mark.slow] if is_slow else []
+            yield pytest.param(name, capability, marks=marks, id=f"{name} sm_{capability}")
         seen.add(outline(launch))
 
 
