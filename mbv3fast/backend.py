@@ -26,12 +26,13 @@ class BackendError(RuntimeError):
 class Decision:
     """`fused`: whether an engine runs the folded network; if not, PyTorch runs the modules. `reason`: why.
 
-    backend: "triton", whose kernels then run, or "torch".
+    backend: "triton", whose kernels then run, or "torch". by_name: whether that one was asked for, not "auto".
     """
 
     fused: bool
     reason: str
     backend: str = "torch"
+    by_name: bool = False
 
 
 class Request(NamedTuple):
@@ -69,7 +70,7 @@ def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decisi
         raise BackendError(f"{request.origin}: 'triton' can't serve {dtype} on {device}: {lack}")
     if request.name == "triton" or (request.name == "auto" and device.type == "cuda" and not lack):
         how = "in Triton's interpreter" if device.type == "cpu" else f"on {device}"
-        return Decision(True, f"Triton: fused kernels {how}", "triton")
+        return Decision(True, f"Triton: fused kernels {how}", "triton", request.name == "triton")
     if device.type != "cpu":
         why = "backend 'torch'" if request.name == "torch" else lack
         return Decision(False, f"{why}: PyTorch runs the modules")

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mbv3fast.graphs import capturing
 from mbv3fast.service import Service
 from mbv3fast.serving import Served
+from mbv3fast.torch_state import tf32_allowed
 
 
 class Bound:
@@ -27,22 +29,24 @@ class Bound:
             needed = f"{like.dtype} {tuple(like.shape)} on {like.device}"
             raise ValueError(f"out: got {out.dtype} {tuple(out.shape)} on {out.device}, needs {needed}")
         self.out = out
-        self._service: Service | None = None
+        self._bound: tuple[Service, bool] | None = None  # what the replay is right for: weights, the switch of TF32
         self._replay: Any = None
 
     def __call__(self) -> Tensor:
         """Compute `model(x)` of what lies in x now, into `out`."""
         with torch.inference_mode():
+            if self._bound is not None and capturing(self._x):
+                return self.out.copy_(self._model(self._x))
             replayed = self._replay is not None
             if replayed:
                 self._replay()  # at once: the check runs while the GPU works
             service = self._model.service(self._x)
             if service is None or service.runner is None or service.head_refused:
-                self.out.copy_(self._model(self._x))
-                return self.out
-            if service is not self._service:
+                return self.out.copy_(self._model(self._x))
+            bound = (service, tf32_allowed())
+            if self._bound is None or self._bound[0] is not service or self._bound != bound:
                 self._replay = service.runner.bind(self._x, self.out)
-                self._service, replayed = service, False
+                self._bound, replayed = bound, False
             if not replayed:
                 self._replay()
             return self.out

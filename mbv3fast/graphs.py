@@ -28,10 +28,10 @@ class Driver(Protocol):
         """Whether the current stream is being captured, by somebody else."""
 
     def pool(self) -> Any:
-        """A new memory pool, for the graphs of one stream."""
+        """New memory, for graphs that never run at once: what one computes may lie where another's outputs were."""
 
     def capture(self, run: Callable[[], Outputs], pool: Any) -> tuple[Callable[[], None], Outputs]:
-        """Run once, capture a second run; the replay, and the outputs that it fills."""
+        """Run once, capture a second run in memory of `pool`; the replay, and the outputs that it fills."""
 
     def settle(self, device: torch.device) -> None:
         """Wait until nothing on `device` may still use what is about to be freed."""
@@ -47,22 +47,35 @@ class CudaDriver:
         return torch.cuda.is_current_stream_capturing()
 
     def pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
+        """With the stream that all its captures are made on, since PyTorch reuses memory on one stream alone."""
+        return torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def capture(self, run: Callable[[], Outputs], pool: Any) -> tuple[Callable[[], None], Outputs]:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        handle, side = pool
+        current = torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
             run()  # compiles and loads the kernels, which a capture can't
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=handle, stream=side, capture_error_mode="thread_local"):
             outputs = run()
         return graph.replay, outputs
 
     def settle(self, device: torch.device) -> None:
         if not torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize(device)
+
+
+def capturing(x: Tensor) -> bool:
+    """Whether the current stream of the GPU of `x` is being captured."""
+    with on_device(x):
+        return CudaDriver().capturing()
+
+
+def settle(device: torch.device) -> None:
+    """Wait for all that was launched on `device`."""
+    CudaDriver().settle(device)
 
 
 class _Key(NamedTuple):
@@ -76,8 +89,17 @@ class _Key(NamedTuple):
     tf32: bool
 
 
+class _Pool(NamedTuple):
+    """The memory of a stream's graphs; `lock` keeps other threads from between a replay and the copy of its outputs,
+    where another graph of the pool may write.
+    """
+
+    memory: Any
+    lock: threading.Lock
+
+
 class _Graph(NamedTuple):
-    """A captured run between its own input and outputs; `lock` keeps other threads from between copy and copy."""
+    """A captured run between its own input and outputs."""
 
     x: Tensor
     replay: Callable[[], None]
@@ -99,7 +121,7 @@ class GraphRunner:
         self._driver = driver or CudaDriver()
         self._capacity = capacity
         self._graphs: OrderedDict[_Key, _Graph] = OrderedDict()
-        self._pools: dict[tuple[torch.device, int], Any] = {}
+        self._pools: dict[tuple[torch.device, int], _Pool] = {}
         self._lock = fork_safe_lock()
 
     def __len__(self) -> int:
@@ -124,10 +146,6 @@ class GraphRunner:
 
         with _CAPTURING, on_device(x):
             return self._driver.capture(run, self._driver.pool())[0]
-
-    def settle(self, device: torch.device) -> None:
-        """Wait for all that was launched on `device`."""
-        self._driver.settle(device)
 
     def _graph(self, x: Tensor) -> _Graph:
         key = self._key(x)
@@ -160,12 +178,15 @@ class GraphRunner:
 
     def _capture(self, x: Tensor, key: _Key) -> _Graph:
         layout = torch.channels_last if key.channels_last else torch.contiguous_format
-        own = torch.empty_like(x, memory_format=layout).copy_(x)
         where = (key.device, key.stream)
         if where not in self._pools:
-            self._pools[where] = self._driver.pool()
-        replay, outputs = self._driver.capture(lambda: self._run(own), self._pools[where])
-        return _Graph(own, replay, outputs, threading.Lock())
+            self._pools[where] = _Pool(self._driver.pool(), threading.Lock())
+        memory, lock = self._pools[where]
+        with torch.inference_mode(False), torch.no_grad():  # whose tensors may be written in either mode
+            own = torch.empty_like(x, memory_format=layout).copy_(x)
+            with lock:  # the first run is in the memory too
+                replay, outputs = self._driver.capture(lambda: self._run(own), memory)
+        return _Graph(own, replay, outputs, lock)
 
 
 def _through(graph: _Graph, x: Tensor) -> Outputs:

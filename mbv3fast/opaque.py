@@ -40,7 +40,10 @@ def _fake(x: Tensor, _handle: int, outputs: Any, dtype: torch.dtype) -> Tensor:
     return x.new_empty((x.shape[0], outputs), dtype=dtype)
 
 
-_LIBRARY.define("network(Tensor x, int handle, int outputs, ScalarType dtype) -> Tensor")
+_LIBRARY.define(
+    "network(Tensor x, int handle, int outputs, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.cudagraph_unsafe,),  # which would bake in today's weights; the engine has graphs of its own
+)
 for _key in ("CPU", "CUDA"):
     _LIBRARY.impl("network", _network, _key)
 torch.library.register_fake("mbv3fast::network", _fake, lib=_LIBRARY)

@@ -1,7 +1,7 @@
 """Whether our kernels are right and worth it on a GPU that nobody has tried them on.
 
-Before `auto` serves an input of a new shape, every step of the plan is computed from random inputs and compared with
-its reference in float64, and the whole is timed beside PyTorch's modules. The verdict is kept in the user's cache
+Before `auto` serves an input of a new shape, every step of the plan and then the whole is computed from random inputs
+and compared with the references in float64, and timed beside PyTorch's modules. The verdict is kept in the user's cache
 directory under everything that it depends on.
 """
 
@@ -18,20 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from mbv3fast._version import __version__
 from mbv3fast.atomic import replacing
-from mbv3fast.ops import OPS
-from mbv3fast.ops.op import as_tuple
-from mbv3fast.ops.target import target_of
-from mbv3fast.plan import Plan, Step
+from mbv3fast.disagreement import disagreement
+from mbv3fast.plan import Plan
 from mbv3fast.torch_state import cuda_driver_version, fork_safe_lock
 
 logger = logging.getLogger("mbv3fast")
 CACHE = "MBV3FAST_CACHE"
-_MOST_IMAGES = 32  # compared at once: more fill a GPU as well, and float64 takes four times their memory
-_FACTOR = 2  # of PyTorch's own error, by which a kernel may err
 _RUNS = 10
 _LOCK = fork_safe_lock()
 
@@ -77,45 +72,6 @@ def _judge(
         reason = f"our kernels take {1 / speedup:.2f}x the time of PyTorch's modules for {shape}"
         logger.info("self-check: %s", reason)
     return Verdict(reason, speedup)
-
-
-def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> str:
-    """The first step whose kernel errs more than it may, and by how much; empty where all agree."""
-    images = min(shape[0], _MOST_IMAGES)
-    shapes = plan.shapes((images, *shape[1:]))
-    generator = torch.Generator(device).manual_seed(0)
-    for step in plan.steps:
-        inputs = {
-            name: torch.randn(shapes[value], generator=generator, device=device).to(
-                OPS[step.op].spec.dtype_of(name, plan.dtype)
-            )
-            for name, value in step.inputs.items()
-        }
-        reason = _step_disagreement(step, inputs, device)
-        if reason:
-            return f"{step.op} of {step.name} {reason}"
-    return ""
-
-
-def _step_disagreement(step: Step, inputs: dict[str, Tensor], device: torch.device) -> str:
-    op = OPS[step.op]
-    given = {**inputs, **step.tensors}
-    try:
-        results = op.run(**given, **step.options, target=target_of(device))
-    except Exception as failure:  # whatever a compiler or a launcher may say on a GPU that nobody has tried
-        return f"fails: {failure}"
-    wide = op.reference(**{name: tensor.double() for name, tensor in given.items()}, **step.options)
-    plain = op.reference(**given, **step.options)
-    for got, own, truth in zip(as_tuple(results), plain, wide, strict=True):
-        floor = torch.finfo(own.dtype).eps * truth.abs().max().item()
-        error, allowed = (_largest(t, truth) for t in (got, own))
-        if not error <= _FACTOR * allowed + floor:  # which NaN isn't either
-            return f"errs by {error:.3g}, PyTorch by {allowed:.3g}"
-    return ""
-
-
-def _largest(got: Tensor, truth: Tensor) -> float:
-    return (got.double() - truth).abs().max().item()
 
 
 def gpu_seconds(run: Callable[[], Any]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -27,11 +27,14 @@ class Service:
     head_refused: str = ""
     runner: GraphRunner | None = None  # on a GPU, unless graphs are off
     verdicts: dict[Any, Verdict] | None = None  # of inputs by shape and dtype; None where no self-check is wanted
+    ran: set[Any] = field(default_factory=set)  # devices, shapes and dtypes of inputs whose kernels are compiled
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs for `x`, by a graph where there are any."""
         with on_device(x):
-            return self.engine(x) if self.runner is None else self.runner(x)
+            outputs = self.engine(x) if self.runner is None else self.runner(x)
+        self.ran.add((x.device, x.shape, x.dtype))
+        return outputs
 
     def replay(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """The outputs for `x` by a graph captured before; None without one, or where the self-check is against it."""
@@ -47,7 +50,8 @@ class Service:
             return ""
         key = (x.shape, x.dtype)
         if key not in self.verdicts:
-            shape = tuple(channels_first(x, len(self.engine.preprocess.mean)).shape)
+            images, *others = channels_first(x, len(self.engine.preprocess.mean)).shape
+            shape = (self.engine.images_at_once((images, *others)), *others)
             with on_device(x):
                 self.verdicts[key] = judge(self.engine.plan, shape, x.device, lambda: self.run(x), theirs)
         return self.verdicts[key].reason
@@ -59,6 +63,7 @@ class Settings(NamedTuple):
     backend: str
     levels: tuple[FeatureLevel, ...]
     preprocess: Preprocess
+    on_gpu: bool  # by kernels of ours
     graphs: bool
     micro_batch: int | None
     checked: bool  # by the self-check, before an input of a new shape is served

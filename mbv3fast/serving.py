@@ -18,7 +18,7 @@ from mbv3fast.config import FeatureLevel
 from mbv3fast.engine import Engine
 from mbv3fast.fold import UnsupportedError, common_dtype
 from mbv3fast.freshness import Snapshot, untrackable
-from mbv3fast.graphs import GraphRunner
+from mbv3fast.graphs import GraphRunner, capturing, settle
 from mbv3fast.lower import Lowering
 from mbv3fast.model import Backbone
 from mbv3fast.opaque import register
@@ -30,6 +30,7 @@ from mbv3fast.torch_state import fork_safe_lock, is_traced, transform_active
 
 logger = logging.getLogger("mbv3fast")
 _BUILDING = fork_safe_lock()
+_OWN = ("_built", "_captured", "_handle")  # of a model, and of no copy
 
 
 class Served(Backbone):
@@ -44,6 +45,7 @@ class Served(Backbone):
     cuda_graphs: bool = True
     micro_batch: int | None = None
     _built: Built | None = None
+    _captured: tuple[Service, ...] = ()  # kept, since graphs of the caller's read their weights
     _handle: int = 0
 
     def explain(self, x: Tensor) -> Decision:
@@ -116,7 +118,7 @@ class Served(Backbone):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_built", "_handle")}
+        return {name: value for name, value in self.__dict__.items() if name not in _OWN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -164,6 +166,8 @@ class Served(Backbone):
             if isinstance(found, Service):
                 if found.head_refused:
                     _say_once(f"PyTorch runs this model's classifier: {found.head_refused}")
+                if settings.on_gpu and capturing(x) and all(kept is not found for kept in self._captured):
+                    self._captured += (found,)
                 return found.run(x if settings.backend == "triton" else self.normalised(x)), found
             decision = Decision(False, found)
         if torch.is_grad_enabled():
@@ -185,16 +189,29 @@ class Served(Backbone):
 
     def _settings(self, decision: Decision) -> Settings:
         on_gpu = decision.backend == "triton" and not interpreted()
-        checked = on_gpu and requested(self.backend, self.plan_name).name == "auto"
+        checked = on_gpu and not decision.by_name
         graphs = on_gpu and self.cuda_graphs
-        return Settings(decision.backend, self._levels(), self._preprocess(), graphs, self.micro_batch, checked)
+        return Settings(decision.backend, self._levels(), self._preprocess(), on_gpu, graphs, self.micro_batch, checked)
 
     def _found(self, settings: Settings, x: Tensor) -> Service | str:
-        """What serves `x`, or why nothing does."""
+        """What serves `x`, or why nothing does.
+
+        Raises RuntimeError where the caller captures a graph and something must first be folded, compiled or tried,
+        none of which a capture can hold.
+        """
+        if settings.on_gpu and capturing(x) and not self._has_run(settings, x):
+            needed = f"model.warmup([{tuple(x.shape)}], {x.dtype})"
+            raise RuntimeError(f"x: got a shape and dtype that never ran with these weights; capture after {needed}")
         found = self._current(settings)
         if isinstance(found, str):
             return found
         return found.refusal(x, functools.partial(self.reference_forward, x)) or found
+
+    def _has_run(self, settings: Settings, x: Tensor) -> bool:
+        built = self._fresh(settings)
+        if built is None or isinstance(built.result, str):
+            return built is not None
+        return (x.device, x.shape, x.dtype) in built.result.ran
 
     def _fresh(self, settings: Settings) -> Built | None:
         """What was built, if the model is still as it was then."""
@@ -232,8 +249,8 @@ class Served(Backbone):
             return Built(snapshot, settings, str(unsupported))
         engine = Engine(plan, settings.preprocess, settings.micro_batch)
         runner = GraphRunner(engine) if settings.graphs else None
-        if runner is not None:  # kernels may read weights before what was launched earlier has ended
-            runner.settle(next(self.parameters()).device)
+        if settings.on_gpu:  # other streams may read the weights before what was launched here has ended
+            settle(next(self.parameters()).device)
         verdicts: dict[Any, Verdict] | None = {} if settings.checked else None
         return Built(snapshot, settings, Service(engine, head_refused, runner, verdicts))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,8 +19,17 @@ from mbv3fast.selfcheck import Verdict
 CPU = torch.device("cpu")
 
 
+def in_threads(work: Callable[[int], Any], count: int) -> None:
+    """`work(i)` for each i below `count`, at once; what one raises is raised."""
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, range(count)))
+
+
 class StandIn:
-    """A GPU of one stream for each thread that asks; replays run the captured function again, into the same tensors."""
+    """A GPU of one stream for each thread that asks; replays run the captured function again, into the same tensors.
+
+    A pool is the list of its graphs' outputs: what one graph computes spoils the outputs of the others.
+    """
 
     def __init__(self) -> None:
         self.captures: list[Any] = []
@@ -34,16 +44,23 @@ class StandIn:
     def capturing(self) -> bool:
         return self.is_capturing
 
-    def pool(self) -> object:
-        return object()
+    def pool(self) -> list[Outputs]:
+        return []
 
     def capture(self, run: Callable[[], Outputs], pool: Any) -> tuple[Callable[[], None], Outputs]:
-        run()
-        outputs = run()
+        def compute() -> Outputs:
+            for output in (output for others in pool for output in others if others is not outputs):
+                output.fill_(torch.nan)
+            return run()
+
+        outputs: Outputs = ()
+        compute()
+        outputs = compute()
+        pool.append(outputs)
         self.captures.append(pool)
 
         def replay() -> None:
-            for kept, new in zip(outputs, run(), strict=True):
+            for kept, new in zip(outputs, compute(), strict=True):
                 kept.copy_(new)
 
         return replay, outputs
@@ -71,10 +88,11 @@ def references_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(op, "run", stand_in(op))
 
 
-def decide(_request: Request, _device: torch.device, dtype: torch.dtype) -> Decision:
+def decide(request: Request, _device: torch.device, dtype: torch.dtype) -> Decision:
     """As on a GPU that our kernels serve."""
-    served = dtype in SERVED_DTYPES
-    return Decision(served, "Triton: fused kernels", "triton") if served else Decision(False, f"{dtype} is not served")
+    if dtype not in SERVED_DTYPES:
+        return Decision(False, f"{dtype} is not served")
+    return Decision(True, "Triton: fused kernels", "triton", request.name == "triton")
 
 
 def stand_in_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> StandIn:

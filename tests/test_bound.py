@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.served import TOLERANCE, scale, subject
+from tests.stand_ins import StandIn
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("gpu")
@@ -24,6 +25,33 @@ def test_a_bound_model_reads_and_fills_where_things_lie(cuda_graphs: bool) -> No
         assert bound() is out
         with torch.inference_mode():
             torch.testing.assert_close(out, model.reference_forward(x), **TOLERANCE)
+
+
+def test_a_bound_model_follows_the_switch_of_tf32(gpu: StandIn) -> None:
+    model, x = subject()
+    bound = model.bind(x)
+    bound()
+    before, captures = torch.get_float32_matmul_precision(), len(gpu.captures)
+    try:
+        torch.set_float32_matmul_precision("high" if before == "highest" else "highest")
+        for _ in range(2):
+            bound()
+        assert len(gpu.captures) == captures + 1
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_bound_model_within_a_capture_only_launches(gpu: StandIn) -> None:
+    model, x = subject()
+    bound = model.bind(x)
+    bound()
+    captures = len(gpu.captures)
+    gpu.is_capturing = True
+    x.normal_()
+    bound()
+    assert len(gpu.captures) == captures
+    with torch.inference_mode():
+        torch.testing.assert_close(bound.out, model.reference_forward(x), **TOLERANCE)
 
 
 def test_a_bound_model_makes_its_output() -> None:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 import mbv3fast
-from mbv3fast import selfcheck, service, serving
+from mbv3fast import graphs, selfcheck, service, serving
+from mbv3fast.disagreement import disagreement
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
-from mbv3fast.selfcheck import Verdict, disagreement, fingerprint, judge
-from tests.stand_ins import decide, references_for_kernels
+from mbv3fast.selfcheck import Verdict, fingerprint, judge
+from tests.stand_ins import StandIn, decide, references_for_kernels
 
 pytest.importorskip("triton")
 CPU = torch.device("cpu")
@@ -154,6 +155,7 @@ def test_threads_wait_for_one_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this CPU were a GPU whose kernels nobody has tried."""
     monkeypatch.setattr(serving, "decide", decide)
+    monkeypatch.setattr(graphs, "CudaDriver", StandIn)
     monkeypatch.setattr(selfcheck, "gpu_seconds", lambda run: 2.0 if run.__class__.__name__ == "partial" else 1.0)
 
 

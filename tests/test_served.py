@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from mbv3fast.backend import BackendError
 from mbv3fast.graphs import GraphRunner
 from mbv3fast.selfcheck import Verdict
 from tests.served import SHAPE, TOLERANCE, assert_right, scale, subject
-from tests.stand_ins import StandIn
+from tests.stand_ins import StandIn, in_threads
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("gpu")
@@ -26,6 +25,52 @@ def test_a_second_call_replays(gpu: StandIn) -> None:
         x.normal_()
         assert_right(model, x)
     assert len(gpu.captures) == 1
+
+
+def test_what_one_mode_captured_serves_the_other(gpu: StandIn) -> None:
+    for modes in ((torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)):
+        model, x = subject()
+        for mode in modes:
+            with mode():
+                torch.testing.assert_close(model(x), model.reference_forward(x), **TOLERANCE)
+    assert len(gpu.captures) == 2
+
+
+def test_what_never_ran_is_refused_within_a_capture(gpu: StandIn) -> None:
+    model, x = subject()
+    gpu.is_capturing = True
+    message = (
+        r"x: got a shape and dtype that never ran with these weights; capture after model.warmup\(\[\(2, 3, 40, 52"
+    )
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match=message):
+            model(x)
+        assert model._built is None
+        gpu.is_capturing = False
+        model.warmup([SHAPE])
+        gpu.is_capturing = True
+        torch.testing.assert_close(model(x), model.reference_forward(x), **TOLERANCE)
+        with pytest.raises(RuntimeError, match=r"capture after model.warmup\(\[\(1, 3"):
+            model(x[:1])
+        scale(model)
+        with pytest.raises(RuntimeError, match="never ran with these weights"):
+            model(x)
+    assert len(gpu.captures) == 1
+
+
+def test_weights_that_a_callers_graph_reads_are_kept(gpu: StandIn) -> None:
+    model, x = subject()
+    assert_right(model, x)
+    captured = model._built.result
+    gpu.is_capturing = True
+    for _ in range(2):
+        assert_right(model, x)
+    gpu.is_capturing = False
+    scale(model)
+    assert_right(model, x)
+    assert model._built.result is not captured
+    assert [kept is captured for kept in model._captured] == [True]
+    assert copy.deepcopy(model)._captured == ()
 
 
 @pytest.mark.parametrize("x_requires_grad", [False, True])
@@ -115,23 +160,14 @@ def test_warmup_captures_ahead(gpu: StandIn) -> None:
 
 def test_threads_and_streams(gpu: StandIn) -> None:
     model, _ = subject()
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
         gpu.streams.number = seed % 2
         generator = torch.Generator().manual_seed(seed)
-        try:
-            for _ in range(5):
-                assert_right(model, torch.randn(SHAPE, generator=generator))
-        except AssertionError as failure:
-            failures.append(failure)
+        for _ in range(5):
+            assert_right(model, torch.randn(SHAPE, generator=generator))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(work, 4)
     assert len(gpu.captures) == 2
 
 

@@ -1,0 +1,87 @@
+"""Whether kernels compute what their references do, on a GPU that nobody has tried them on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbv3fast.engine import Engine
+from mbv3fast.ops import OPS
+from mbv3fast.ops.op import as_tuple
+from mbv3fast.ops.target import target_of
+from mbv3fast.plan import INPUT, Plan, Step
+from mbv3fast.preprocess import Preprocess
+
+_MOST_IMAGES = 8  # that differ, since float64 takes time and memory: larger batches repeat them
+_FACTOR = 2  # of PyTorch's own error, by which a kernel may err
+
+
+def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> str:
+    """The first step whose kernel errs more than it may, or the whole, and by how much; empty where all agree.
+
+    Launched as the engine does: for all images of `shape` at once.
+    """
+    shapes = plan.shapes((min(shape[0], _MOST_IMAGES), *shape[1:]))
+    generator = torch.Generator(device).manual_seed(0)
+    repeats = -(-shape[0] // _MOST_IMAGES)
+
+    def random(value: str, dtype: torch.dtype) -> Tensor:
+        return torch.randn(shapes[value], generator=generator, device=device).to(dtype)
+
+    for step in plan.steps:
+        op = OPS[step.op]
+        few = {name: random(value, op.spec.dtype_of(name, plan.dtype)) for name, value in step.inputs.items()}
+        many = {name: _repeated(tensor, repeats)[: shape[0]] for name, tensor in few.items()}
+        run = functools.partial(op.run, **many, **step.tensors, **step.options, target=target_of(device, pdl=True))
+        reason = _difference(run, functools.partial(_refer, step, few))
+        if reason:
+            return f"{step.op} of {step.name} {reason}"
+    x = random(INPUT, plan.dtype)
+    engine = Engine(plan, Preprocess.default(shape[1]), micro_batch=shape[0])
+    reason = _difference(lambda: engine(_repeated(x, repeats)[: shape[0]]), lambda dtype: _chain(plan, x.to(dtype)))
+    return f"the network {reason}" if reason else ""
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    return tensor.repeat(times, *[1] * (tensor.dim() - 1))
+
+
+def _refer(step: Step, inputs: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """What the reference makes of a step's inputs; float64 is for everything, another dtype for what isn't wider."""
+    given = {**inputs, **step.tensors}
+    if dtype == torch.float64:
+        given = {name: tensor.double() for name, tensor in given.items()}
+    return OPS[step.op].reference(**given, **step.options)
+
+
+def _chain(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
+    """The plan's outputs by the references of its steps."""
+    values = {INPUT: x}
+    for step in plan.steps:
+        inputs = {name: values[value] for name, value in step.inputs.items()}
+        values |= zip(step.outputs, _refer(step, inputs, x.dtype), strict=True)
+    return tuple(values[name] for name in plan.outputs)
+
+
+def _difference(run: Callable[[], Any], refer: Callable[[torch.dtype], tuple[Tensor, ...]]) -> str:
+    """By how much the outputs of `run`, for images that repeat, err more than PyTorch's; empty where they don't."""
+    try:
+        results = as_tuple(run())
+    except Exception as failure:  # whatever a compiler or a launcher may say on a GPU that nobody has tried
+        return f"fails: {failure}"
+    truths, plains = refer(torch.float64), refer(results[0].dtype)
+    for result, plain, truth in zip(results, plains, truths, strict=True):
+        floor = torch.finfo(result.dtype).eps * truth.abs().max().item()
+        allowed = _largest(plain, truth)
+        error = max(_largest(part, truth[: len(part)]) for part in result.split(len(truth)))
+        if not error <= _FACTOR * allowed + floor:  # which NaN isn't either
+            return f"errs by {error:.3g}, PyTorch by {allowed:.3g}"
+    return ""
+
+
+def _largest(got: Tensor, truth: Tensor) -> float:
+    return (got.double() - truth).abs().max().item()
