@@ -14,6 +14,7 @@ SMS = 132  # of an H100; near enough for others
 _WIDEST_PROJECTION = 256  # outputs whose sums a program can hold beside a depthwise tile
 _LAUNCH = 1.5  # microseconds that one costs in a graph: 2, or 1 where it overlaps its predecessor
 _FROM_L2 = 110e3  # bytes that a multiprocessor reads from the L2 cache in a microsecond
+_REDUCTION = 0.25  # microseconds of a sum across the threads of a program
 _WAVES = 2  # programs wanted for each multiprocessor, so that one computes while another loads
 
 
@@ -32,19 +33,21 @@ def shrink(blocks: dict[str, int], least: dict[str, int], sizes: dict[str, int],
     return blocks
 
 
-def pointwise_conv(rows: int, outputs: int, inputs: int, itemsize: int, scaled: int = 0, sms: int = SMS) -> Config:
-    """For a product [rows, inputs] x [inputs, outputs]; `scaled`: whether each input has a float32 scale besides."""
+def pointwise_conv(rows: int, outputs: int, inputs: int, itemsize: int, pixels: int = 0, sms: int = SMS) -> Config:
+    """For a product [rows, inputs] x [inputs, outputs]; `pixels`: an image's, where tiles end with it, else 0."""
     # Columns computed, wasted ones too, and for each block a read of x that costs about as much as 32 of them.
     block_n = min((128, 64, 32, 16), key=lambda block: ceil(outputs / block) * (block + 32))
     blocks = shrink(
-        {"BLOCK_M": power_of_2(rows, 16, 128), "BLOCK_N": block_n},
+        {"BLOCK_M": power_of_2(pixels or rows, 16, 128), "BLOCK_N": block_n},
         {"BLOCK_M": 32, "BLOCK_N": 16},
         {"BLOCK_M": rows, "BLOCK_N": outputs},
         sms,
     )
-    wide = scaled or itemsize == 4  # either needs registers besides the sums
-    warps = 8 if blocks["BLOCK_M"] * blocks["BLOCK_N"] >= (128 * 64 if wide else 128 * 128) else 4
-    deepest = 32 if scaled else 128 // itemsize  # scales lie in shared memory too, of which some chips have 99 KB
+    # Sums that four warps hold beside what else they need: a scale, or the factors of products without tensor cores.
+    most = 1024 if itemsize == 4 else 4096 if pixels else 8192
+    warps = 4 if blocks["BLOCK_M"] * blocks["BLOCK_N"] <= most else 8
+    programs = ceil(rows / blocks["BLOCK_M"]) * ceil(outputs / blocks["BLOCK_N"])
+    deepest = (256 if programs < sms else 128) // itemsize  # the fewer steps, the fewer waits in a row
     return {**blocks, "BLOCK_K": power_of_2(inputs, 16, deepest), "num_warps": warps, "num_stages": 3}
 
 
@@ -71,8 +74,8 @@ def depthwise_conv(
     return {
         **blocks,
         "TILE_W": tile_w,
-        "BLOCK_S": power_of_2(squeeze, 16, 32),
-        "UNROLL": kernel if starved else 1,
+        "BLOCK_S": power_of_2(squeeze, 16, 256 if starved else 32),
+        "UNROLL": 1 if not starved else kernel if itemsize == 4 else kernel**2,
         "num_warps": 8 if starved or blocks["BLOCK_C"] > line else 4,
     }
 
@@ -121,7 +124,7 @@ def squeeze(images: int, pixels: int, channels: int, squeezed: int, itemsize: in
 def excite(images: int, parts: int, channels: int, sms: int = SMS) -> Config:
     """For `parts` of the hidden units to the scales of `channels`."""
     blocks = shrink({"BLOCK_C": power_of_2(channels, 16, 32)}, {"BLOCK_C": 16}, {"BLOCK_C": images * channels}, sms)
-    return {**blocks, "BLOCK_PARTS": power_of_2(parts, 1, 8), "num_warps": 8}
+    return {**blocks, "BLOCK_PARTS": power_of_2(parts, 1, 32), "num_warps": 4}
 
 
 def excite_project(
@@ -133,20 +136,20 @@ def excite_project(
     blocks = excite_project_blocks(images, pixels, outputs, inputs, squeezed, parts, itemsize, sms)
     programs = images * ceil(pixels / blocks["BLOCK_M"]) * ceil(outputs / blocks["BLOCK_N"])
     repeated = (4 * parts + itemsize * inputs) * squeezed  # bytes, read by each program
-    return blocks if ceil(programs / sms) * repeated < _LAUNCH * _FROM_L2 else {}
+    cost = ceil(programs / sms) * repeated / _FROM_L2 + ceil(inputs / blocks["BLOCK_K"]) * _REDUCTION
+    return blocks if cost < _LAUNCH else {}
 
 
 def excite_project_blocks(
     images: int, pixels: int, outputs: int, inputs: int, squeezed: int, parts: int, itemsize: int, sms: int = SMS
 ) -> Config:
     """`excite_project` whatever it costs."""
-    blocks = pointwise_conv(images * pixels, outputs, inputs, itemsize, scaled=1, sms=sms)
+    blocks = pointwise_conv(images * pixels, outputs, inputs, itemsize, pixels, sms)
     block_k = min(blocks["BLOCK_K"], 4096 // power_of_2(squeezed, 16, 256))  # a slice of fc2 is held, of that many
     return {
         **blocks,
-        "BLOCK_M": min(blocks["BLOCK_M"], power_of_2(pixels, 16, 128)),
         "BLOCK_K": block_k,
-        "BLOCK_PARTS": power_of_2(parts, 1, 16),
+        "BLOCK_PARTS": power_of_2(parts, 1, 32),
     }
 
 

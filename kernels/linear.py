@@ -11,12 +11,15 @@ from mbv3fast.kernels.configs import Config
 
 
 @triton.jit
-def _mean_of_parts(x, row, inside, k, parts, pixels, K: tl.constexpr):
+def _mean_of_parts(x, row, inside, k, parts, pixels, K: tl.constexpr, ONE_PART: tl.constexpr):
     """x [rows, parts, K] summed over its parts in order, over `pixels`: the mean that the parts are sums of."""
-    total = tl.zeros((row.shape[0], k.shape[0]), tl.float32)
-    for part in range(parts):
-        place = (row * parts + part)[:, None] * K + k[None, :]
-        total += tl.load(x + place, inside[:, None] & (k < K)[None, :], 0.0).to(tl.float32)
+    wanted = inside[:, None] & (k < K)[None, :]
+    if ONE_PART:  # no loop within that over k, whose loads would not be issued ahead then
+        total = tl.load(x + row[:, None] * K + k[None, :], wanted, 0.0).to(tl.float32)
+    else:
+        total = tl.zeros((row.shape[0], k.shape[0]), tl.float32)
+        for part in range(parts):
+            total += tl.load(x + (row * parts + part)[:, None] * K + k[None, :], wanted, 0.0).to(tl.float32)
     return total / pixels
 
 
@@ -35,6 +38,7 @@ def _linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    ONE_PART: tl.constexpr,
     TF32: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -48,7 +52,7 @@ def _linear_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        a = _mean_of_parts(x, row, inside, k, parts, pixels, K)
+        a = _mean_of_parts(x, row, inside, k, parts, pixels, K, ONE_PART)
         b = tl.load(weight + n[None, :] * K + k[:, None], (n < N)[None, :] & (k < K)[:, None], 0.0)
         if BLOCK_M < 16:  # too few rows for the tensor cores
             acc += tl.sum(a[:, :, None] * b.to(tl.float32)[None, :, :], axis=1)
@@ -87,6 +91,7 @@ def linear(
         K=inputs,
         N=outputs,
         ACTIVATION=activation,
+        ONE_PART=parts == 1,
         TF32=tf32,
         config=config,
         pdl=pdl,

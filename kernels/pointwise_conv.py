@@ -34,13 +34,14 @@ def _pointwise_conv_kernel(
     program = tl.program_id(0)
     tile = (program // tiles_n).to(tl.int64)  # neighbours share the rows of x
     n = program % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    if pool is None:
+    if (pool is None) and (scale is None):
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = row < rows
-    else:  # tiles that end with their image, whose sum is one image's
+    else:  # tiles that end with their image, so that they have one scale, and their sum is one image's
         tiles = tl.cdiv(pixels, BLOCK_M)
+        image = tile // tiles
         pixel = tile % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-        row = tile // tiles * pixels + pixel
+        row = image * pixels + pixel
         inside = pixel < pixels
     offset = tl.load(bias + n, n < N, 0.0)
     begin(PDL)
@@ -49,9 +50,8 @@ def _pointwise_conv_kernel(
         k = start + tl.arange(0, BLOCK_K)
         a = tl.load(x + row[:, None] * K + k[None, :], inside[:, None] & (k < K)[None, :], 0.0)
         if scale is not None:
-            image = row // pixels
-            factor = tl.load(scale + image[:, None] * K + k[None, :], inside[:, None] & (k < K)[None, :], 0.0)
-            a = narrow(a.to(tl.float32) * factor, x.dtype.element_ty)
+            factor = tl.load(scale + image * K + k, k < K, 0.0)
+            a = narrow(a.to(tl.float32) * factor[None, :], x.dtype.element_ty)
         b = tl.load(weight + n[None, :] * K + k[:, None], (n < N)[None, :] & (k < K)[:, None], 0.0)
         acc = dot(a, b, acc, TF32)
     acc = activate(acc + offset[None, :], ACTIVATION)
@@ -66,7 +66,7 @@ def _pointwise_conv_kernel(
 
 
 def count_tiles(pixels: int, config: Config) -> int:
-    """Tiles of each image where they end with it, which is where its sums are wanted."""
+    """Tiles of each image where they end with it: where it has a scale, or its sums are wanted."""
     return triton.cdiv(pixels, config["BLOCK_M"])
 
 
@@ -89,12 +89,13 @@ def pointwise_conv(
     """out = activation((x * scale) @ weight.T + bias) + residual, and its sums over pixels in `pool`.
 
     x: `rows` pixels, `pixels` an image, of K contiguous channels. weight [N, K] of x's dtype, bias [N] float32.
-    residual, out: [rows, N] of x's dtype. scale: [images, K] float32. pool: [images, cdiv(pixels, BLOCK_M), N]
-    (`count_tiles`)
-    float32, the sums over each tile's pixels of what `out` would hold, unrounded.
+    residual, out: [rows, N] of x's dtype. scale: [images, K] float32. pool: [images, count_tiles, N] float32, the sums
+    over each tile's pixels of what `out` would hold, unrounded.
     """
     outputs, inputs = weight.shape[:2]
-    tiles = pool.shape[0] * pool.shape[1] if pool is not None else triton.cdiv(rows, config["BLOCK_M"])
+    tiles = triton.cdiv(rows, config["BLOCK_M"])
+    if scale is not None or pool is not None:
+        tiles = rows // pixels * count_tiles(pixels, config)
     launch(
         _pointwise_conv_kernel,
         tiles * triton.cdiv(outputs, config["BLOCK_N"]),

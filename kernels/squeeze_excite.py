@@ -75,12 +75,12 @@ def hidden_units(
     BLOCK_PARTS: tl.constexpr,
 ):
     """activation(fc1 of an image's mean), [BLOCK_S], from the parts of its sums in `hidden` [images, parts, S]."""
-    total = tl.zeros((s.shape[0],), tl.float32)
+    sums = tl.zeros((BLOCK_PARTS, s.shape[0]), tl.float32)
     for start in range(0, parts, BLOCK_PARTS):
         part = start + tl.arange(0, BLOCK_PARTS)
         place = (image * parts + part)[:, None] * S + s[None, :]
-        total += tl.sum(tl.load(hidden + place, (part < parts)[:, None] & (s < S)[None, :], 0.0), axis=0)
-    return activate(total / pixels + offset, ACTIVATION)
+        sums += tl.load(hidden + place, (part < parts)[:, None] & (s < S)[None, :], 0.0)
+    return activate(tl.sum(sums, axis=0) / pixels + offset, ACTIVATION)
 
 
 @triton.jit

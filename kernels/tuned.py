@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         _check(table)
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; remove it, or time it anew with benchmarks.tune") from error
     return table
 

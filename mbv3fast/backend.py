@@ -130,16 +130,21 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def serving_table(device: torch.device, dtype: torch.dtype, ops: list[str]) -> dict[str, str]:
-    """For each op, who serves it in a network and why (what `mbv3fast doctor` prints)."""
+def network_server(device: torch.device, dtype: torch.dtype) -> str:
+    """Who serves a network by default, and why (what `mbv3fast doctor` prints)."""
     try:
         decision = decide(requested("auto"), device, dtype)
-    except BackendError as error:
-        return dict.fromkeys(ops, f"nobody: {error}")
-    how = (
-        decision.backend if decision.backend == "triton" else "torch, folded" if decision.fused else "torch, by module"
-    )
-    return dict.fromkeys(ops, f"{how}: {decision.reason}")
+    except (BackendError, ValueError) as error:
+        return f"nobody: {error}"
+    return decision.reason
+
+
+def op_server(device: torch.device, dtype: torch.dtype) -> str:
+    """Who computes a single op, and why."""
+    if serves_op(device, dtype):
+        return "our kernels" + (", in Triton's interpreter" if device.type == "cpu" else "")
+    by_name = os.environ.get(ENVIRONMENT) == "torch"
+    return f"its reference: {f'{ENVIRONMENT} is torch' if by_name else lacks_kernels(device, dtype)}"
 
 
 def _found(module: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ _FACTOR = 2  # of PyTorch's own error, by which a kernel may err
 def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> str:
     """The first step whose kernel errs more than it may, or the whole, and by how much; empty where all agree.
 
-    Launched as the engine does: for all images of `shape` at once.
+    Launched as the engine does, for all images of `shape` at once; on random weights, since the verdict is on kernels.
     """
-    shapes = plan.shapes((min(shape[0], _MOST_IMAGES), *shape[1:]))
     generator = torch.Generator(device).manual_seed(0)
+    plan = replace(plan, steps=tuple(_with_random_weights(step, generator) for step in plan.steps))
+    shapes = plan.shapes((min(shape[0], _MOST_IMAGES), *shape[1:]))
     repeats = -(-shape[0] // _MOST_IMAGES)
 
     def random(value: str, dtype: torch.dtype) -> Tensor:
@@ -44,6 +46,15 @@ def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> st
     engine = Engine(plan, Preprocess.default(shape[1]), micro_batch=shape[0])
     reason = _difference(lambda: engine(_repeated(x, repeats)[: shape[0]]), lambda dtype: _chain(plan, x.to(dtype)))
     return f"the network {reason}" if reason else ""
+
+
+def _with_random_weights(step: Step, generator: torch.Generator) -> Step:
+    """Packed as they were, of a size that keeps sums about 1."""
+    tensors = {}
+    for name, tensor in step.tensors.items():
+        packed = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=generator.device)
+        tensors[name] = packed.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
+    return replace(step, tensors=tensors)
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:

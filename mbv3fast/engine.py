@@ -34,6 +34,8 @@ class Engine:
 
     def __init__(self, plan: Plan, preprocess: Preprocess, micro_batch: int | None = None) -> None:
         """preprocess: how bytes are normalised. micro_batch: the images run at once, None for what memory allows."""
+        if micro_batch is not None and (type(micro_batch) is not int or micro_batch < 1):
+            raise ValueError(f"micro_batch: got {micro_batch}, needs at least 1 image, or None")
         self.plan = plan
         self.preprocess = preprocess
         self._micro_batch = micro_batch
@@ -54,6 +56,7 @@ class Engine:
         Our kernels' plans take bytes too, [N, C, H, W] or [N, H, W, C]; the outputs are then of the plan's dtype. They
         run large batches in parts, so that activations take no more than MEMORY or those of one image.
         """
+        x = x.resolve_neg()  # a kernel reads what lies in memory
         if x.dtype == torch.uint8:
             x = channels_first(x, len(self.preprocess.mean))
         images = self.images_at_once(tuple(x.shape))
@@ -66,9 +69,8 @@ class Engine:
         """How many images of an input of `shape` are run together."""
         if self.plan.backend == "torch" or self.plan.puts_out_maps:
             return shape[0]
-        if self._micro_batch is None:
-            return max(1, MEMORY // self._bytes_of_one_image(shape[1:]))
-        return self._micro_batch
+        most = self._micro_batch or max(1, MEMORY // self._bytes_of_one_image(shape[1:]))
+        return min(most, shape[0])
 
     def _bytes_of_one_image(self, shape: tuple[int, ...]) -> int:
         if shape not in self._image_bytes:

@@ -50,7 +50,12 @@ class FusedMobileNetV3(Served, MobileNetV3):
         return super().forward_features(x)
 
     def _customised(self) -> bool:
-        return overrides(self, FusedMobileNetV3, ("forward_features", "forward_head", "reference_forward"))
+        methods = ("forward_features", "forward_head", "reference_forward", "normalised", "check_input")
+        return overrides(self, FusedMobileNetV3, methods)
+
+    def _is_called_plainly(self) -> bool:
+        """Whether a call of the model is its forward, and nothing else."""
+        return not (has_hooks(self) or overrides(self, FusedMobileNetV3, ("forward",)))
 
     def _is_whole(self) -> bool:
         """Whether torch.compile may take the model for one op whose output it knows."""
@@ -85,7 +90,7 @@ class FusedFeatureExtractor(Served, FeatureExtractor):
         return self.reference_forward(x) if served is None else list(served[0])
 
     def _customised(self) -> bool:
-        return overrides(self, FusedFeatureExtractor, ("reference_forward",))
+        return overrides(self, FusedFeatureExtractor, ("reference_forward", "normalised", "check_input"))
 
     def _levels(self) -> tuple[FeatureLevel, ...]:
         return tuple(self.levels)

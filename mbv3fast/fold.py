@@ -216,8 +216,11 @@ def _exactly(module: nn.Module, name: str, *kinds: type[nn.Module]) -> None:
 def _no_hooks(module: nn.Module, name: str) -> None:
     if has_hooks(module):
         raise UnsupportedError(f"{name} has hooks")
-    if "forward" in module.__dict__:
-        raise UnsupportedError(f"{name}.forward was replaced")
+    for attribute in module.__dict__:
+        if callable(getattr(type(module), attribute, None)):
+            raise UnsupportedError(f"{name}.{attribute} was replaced")
+        if attribute in ("weight", "bias", "running_mean", "running_var"):
+            raise UnsupportedError(f"{name}.{attribute} is neither a parameter nor a buffer")
 
 
 def _eval_mode(module: nn.Module, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -28,70 +28,75 @@ _WATCHED = (
     "has_squeeze_excite",
     "has_residual",
 )
+_DICTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_submodules = itemgetter("_modules")
 _version = attrgetter("_version")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class _Modules:
-    """Modules, their classes, attributes, submodules and hooks as they are, each beside what it held.
+    """Modules, their classes, attributes, tensors, submodules and hooks as they are, each beside what it held.
 
-    Compared list by list, in C: this runs at every forward, for some two hundred modules.
+    Read and compared in lists, in C: this runs at every forward, for some two hundred modules.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self._modules = modules
         self._states = [module.__dict__ for module in modules]
+        self._parents = [state for state in self._states if len(state["_modules"]) > 1]
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for state in self._states:
             groups.setdefault(tuple(name for name in _WATCHED if name in state), []).append(state)
-        self._groups = [(itemgetter(*names), states) for names, states in groups.items() if names]
-        dicts = [getattr(m, kind) for m in modules for kind in ("_modules", "_forward_hooks", "_forward_pre_hooks")]
-        self._empty = [live for live in dicts if not live]
-        self._filled = [live for live in dicts if live]
-        self._held_filled = [dict(live) for live in self._filled]
-        self._held = self._read()
+        self._groups = [(itemgetter(*names, *_DICTS), states) for names, states in groups.items()]
+        classes, counts, replaced, attributes, order = self._read()
+        held = [[tuple(map(_held, values)) for values in group] for group in attributes]
+        self._held = (classes, counts, replaced, held, order)
 
     def _read(self) -> tuple[list[Any], ...]:
         return (
             list(map(type, self._modules)),
-            list(map(len, self._states)),  # a new attribute may be a replaced forward
+            list(map(len, self._states)),  # a new attribute may stand for a method
+            list(map(dict.__contains__, self._states, repeat("forward"))),
             [list(map(get, states)) for get, states in self._groups],
-            list(chain.from_iterable(self._filled)),  # the order of submodules counts: a Sequential runs in it
+            list(chain.from_iterable(map(_submodules, self._parents))),  # a Sequential runs in this order
         )
 
     def hold(self) -> bool:
         """Whether all is as it was."""
-        if any(self._empty) or self._filled != self._held_filled:
-            return False
         try:
-            return self._read() == self._held
-        except KeyError:  # an attribute is gone
+            return self._read() == self._held  # the same tensor is equal at once, without a look at its values
+        except (KeyError, RuntimeError):  # an attribute is gone; another tensor is neither equal nor unequal
             return False
 
 
-class _Slots:
-    """Parameters and buffers by identity, and the data pointer and version of each."""
+class _Tensors:
+    """Parameters and buffers: the place, memory, size and version of each."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._live = [slots for module in modules for slots in (module._parameters, module._buffers) if slots]
-        self._held = [dict(slots) for slots in self._live]
-        found = [(slots, name, tensor) for slots in self._live for name, tensor in slots.items() if tensor is not None]
-        self.tensors = [tensor for _, _, tensor in found]
-        self._single = [entry for entry in found if entry[2].numel() == 1]
-        self._pointers = list(map(Tensor.data_ptr, self.tensors))
-        self._versions = list(map(_version, self.tensors))
+        found = [
+            (module.__dict__, kind, name, tensor)
+            for module in modules
+            for kind in ("_parameters", "_buffers")
+            for name, tensor in module.__dict__[kind].items()
+            if tensor is not None
+        ]
+        self.tensors = [tensor for *_, tensor in found]
+        self._single = [entry for entry in found if entry[3].numel() == 1]  # which may equal another
+        self._matrices = [tensor for tensor in self.tensors if tensor.dim() > 1]
+        self._held = self._read()
+
+    def _read(self) -> tuple[list[Any], ...]:
+        return (
+            list(map(_version, self.tensors)),
+            list(map(Tensor.data_ptr, self.tensors)),
+            list(map(Tensor.numel, self.tensors)),
+            list(map(Tensor.stride, self._matrices)),
+        )
 
     def hold(self) -> bool:
-        """Whether the same tensors stand in the same places, unwritten as far as PyTorch counts."""
-        try:
-            if self._live != self._held:  # the same tensor is equal at once, without a look at its values
-                return False
-        except RuntimeError:  # another tensor: neither equal nor unequal, but for one of one element
-            return False
-        return (
-            all(slots[name] is tensor for slots, name, tensor in self._single)
-            and list(map(_version, self.tensors)) == self._versions
-            and list(map(Tensor.data_ptr, self.tensors)) == self._pointers
+        """Whether they are unwritten as far as PyTorch counts; `_Modules` sees most that are replaced."""
+        return self._read() == self._held and all(
+            state[kind][name] is tensor for state, kind, name, tensor in self._single
         )
 
 
@@ -111,8 +116,8 @@ class Snapshot:
         self._stepped = False
         modules = list(dict.fromkeys(m for root in within for m in root.modules()))
         self._modules = _Modules(modules)
-        self._slots = _Slots(modules)
-        tensors = self._slots.tensors
+        self._tensors = _Tensors(modules)
+        tensors = self._tensors.tensors
         # One element of each tensor, through views: shows whole-tensor writes that bump no counter.
         self._probes = _probes(tensors)
         self._probed = [torch.cat(views) for views in self._probes]
@@ -131,9 +136,14 @@ class Snapshot:
         children, held_children = self._children
         if self._stepped or tuple(children.items()) != held_children:
             return False
-        if not (self._slots.hold() and self._modules.hold()):
+        if not (self._modules.hold() and self._tensors.hold()):
             return False
         return all(torch.equal(torch.cat(views), seen) for views, seen in zip(self._probes, self._probed, strict=True))
+
+
+def _held(value: Any) -> Any:
+    """A copy of what may be changed where it is."""
+    return type(value)(value) if isinstance(value, (dict, list)) else value
 
 
 def _probes(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -175,4 +185,6 @@ def untrackable(model: nn.Module) -> str | None:
             return f"{name} was made under inference_mode, where PyTorch doesn't count edits"
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
             return f"{name} is a {type(tensor).__name__} on {tensor.device}"
+        if tensor.layout is not torch.strided or tensor.is_neg():
+            return f"{name} is {'the negative of its memory' if tensor.is_neg() else tensor.layout}"
     return None

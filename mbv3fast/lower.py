@@ -118,21 +118,25 @@ def _triton_head(last: FoldedConv, head: tuple[FoldedLinear, ...], source: str, 
 
 
 def _pack_triton(conv: FoldedConv, dtype: torch.dtype) -> Tensors:
-    weight = conv.weight.to(dtype)
-    packed = weight.contiguous() if _op(conv) == "pointwise_conv" else pack_taps(weight)
-    return {"weight": packed, "bias": conv.bias.float()}
+    weight = _copy(conv.weight, dtype)
+    return {"weight": weight if _op(conv) == "pointwise_conv" else pack_taps(weight), "bias": _copy(conv.bias)}
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Contiguous, and never the model's own: a replay may read it when the model's is gone."""
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _pack_squeeze_excite(part: FoldedSqueezeExcite, dtype: torch.dtype) -> Tensors:
     return {
-        name: (tensor.float() if name.endswith("bias") else tensor.to(dtype)).contiguous()
+        name: _copy(tensor, torch.float32 if name.endswith("bias") else dtype)
         for name, tensor in _fc_tensors(part).items()
     }
 
 
 def _pack_linear(linear: FoldedLinear, dtype: torch.dtype) -> Tensors:
     bias = linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
-    return {"weight": linear.weight.to(dtype).contiguous(), "bias": bias.float()}
+    return {"weight": _copy(linear.weight, dtype), "bias": _copy(bias)}
 
 
 def _conv(conv: FoldedConv, source: str, tensors: Tensors, **others: str) -> Step:

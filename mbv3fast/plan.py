@@ -30,7 +30,7 @@ class Step:
     op: str
     outputs: tuple[str, ...]
     inputs: Mapping[str, str]
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor] = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -23,7 +23,7 @@ from mbv3fast._version import __version__
 from mbv3fast.atomic import replacing
 from mbv3fast.disagreement import disagreement
 from mbv3fast.plan import Plan
-from mbv3fast.torch_state import cuda_driver_version, fork_safe_lock
+from mbv3fast.torch_state import cuda_driver_version, fork_safe_lock, tf32_allowed
 
 logger = logging.getLogger("mbv3fast")
 CACHE = "MBV3FAST_CACHE"
@@ -93,7 +93,7 @@ def fingerprint(plan: Plan, shape: tuple[int, ...], device: torch.device) -> str
         (step.op, sorted(step.inputs), sorted(step.options.items()), [tuple(t.shape) for t in step.tensors.values()])
         for step in plan.steps
     ]
-    parts = (gpu_identity(device), __version__, sources(), str(plan.dtype), shape, steps)
+    parts = (gpu_identity(device), __version__, sources(), str(plan.dtype), tf32_allowed(), shape, steps)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -134,7 +134,7 @@ def _entries() -> dict[str, Any]:
     """What the file holds; nothing where it is not there or damaged."""
     try:
         entries = json.loads(records().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # no home, lists without end
         return {}
     return entries if isinstance(entries, dict) else {}
 
@@ -144,5 +144,5 @@ def _write(key: str, verdict: Verdict) -> None:
         records().parent.mkdir(parents=True, exist_ok=True)
         with replacing(records()) as path:
             path.write_text(json.dumps({**_entries(), key: verdict._asdict()}, indent=1), encoding="utf-8")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         logger.info("self-check: its verdict is not kept: %s", error)

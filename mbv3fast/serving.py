@@ -26,7 +26,7 @@ from mbv3fast.plan import Plan
 from mbv3fast.program import FusedProgram
 from mbv3fast.selfcheck import Verdict
 from mbv3fast.service import Built, Service, Settings
-from mbv3fast.torch_state import fork_safe_lock, is_traced, transform_active
+from mbv3fast.torch_state import fork_safe_lock, is_recorded, is_traced, transform_active
 
 logger = logging.getLogger("mbv3fast")
 _BUILDING = fork_safe_lock()
@@ -71,6 +71,7 @@ class Served(Backbone):
 
     def service(self, x: Tensor) -> Service | None:
         """What serves `model(x)` now, in this grad mode; None where PyTorch runs the modules."""
+        self.check_input(x)
         decision = self._decide(x)
         found = self._found(self._settings(decision), x) if decision.fused else None
         return found if isinstance(found, Service) else None
@@ -89,8 +90,12 @@ class Served(Backbone):
         """Run zeros of each of `shapes` once, so that later calls compile and capture nothing.
 
         dtype: of the inputs, the weights' by default; torch.uint8 for bytes.
-        Raises RuntimeError in training mode, and what the model raises for a shape that it can't take.
+        Raises RuntimeError in training mode, TypeError for what is no list of shapes, and what the model raises for a
+        shape that it can't take.
         """
+        shapes = list(shapes)
+        if not all(isinstance(shape, Sequence) for shape in shapes):
+            raise TypeError(f"shapes: got {shapes}, needs a list of shapes, [(1, 3, 224, 224)]")
         if self.training:
             raise RuntimeError("warmup: the model is in training mode; call eval() first")
         like = next(self.parameters())
@@ -145,7 +150,7 @@ class Served(Backbone):
 
         It is launched at once, and all checks run while the GPU works.
         """
-        if is_traced(x) or torch.is_grad_enabled() or transform_active():
+        if is_traced(x) or is_recorded() or torch.is_grad_enabled() or transform_active():
             return None  # they would record what is done to `x`
         built = self._built
         if built is None or not isinstance(built.result, Service):
@@ -178,7 +183,7 @@ class Served(Backbone):
 
     def _decide(self, x: Tensor) -> Decision:
         """Whether this call is an engine's, as far as can be said without building one."""
-        if is_traced(x):
+        if is_traced(x) or is_recorded():
             return Decision(False, TRACED)
         request = requested(self.backend, self.plan_name)
         reason = refusal(self, x, self._customised())

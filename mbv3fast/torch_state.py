@@ -18,6 +18,11 @@ def is_traced(x: object) -> bool:
     return type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
+def is_recorded() -> bool:
+    """Whether each op is shown to somebody (make_fx, a counter of operations)."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def autocast_enabled(device: torch.device) -> bool:
     """Whether autocast is on for tensors of `device`, of whatever kind."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -7,7 +7,16 @@ import torch
 
 import mbv3fast
 from mbv3fast import BackendError, backend
-from mbv3fast.backend import ENVIRONMENT, SERVED_DTYPES, Request, decide, lacks_kernels, requested, serving_table
+from mbv3fast.backend import (
+    ENVIRONMENT,
+    SERVED_DTYPES,
+    Request,
+    decide,
+    lacks_kernels,
+    network_server,
+    op_server,
+    requested,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 AUTO, TORCH, TRITON = (Request(name, "backend") for name in ("auto", "torch", "triton"))
@@ -153,7 +162,12 @@ def test_without_triton_nothing_is_lost_but_its_kernels(monkeypatch: pytest.Monk
     assert decide(AUTO, CPU, torch.float32).fused
 
 
-def test_the_table_names_every_op() -> None:
-    table = serving_table(CPU, torch.float32, ["stem_conv", "linear"])
-    assert list(table) == ["stem_conv", "linear"]
-    assert all(server.startswith("torch, folded: CPU") for server in table.values())
+def test_who_serves_a_network_and_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert network_server(CPU, torch.float32).startswith("CPU: batch norm folded")
+    assert op_server(CPU, torch.float32).startswith("its reference: a CPU runs them in Triton's interpreter alone")
+    monkeypatch.setattr(backend, "interpreted", lambda: True)
+    assert op_server(CPU, torch.float32) == "our kernels, in Triton's interpreter"
+    monkeypatch.setenv(ENVIRONMENT, "torch")
+    assert op_server(CPU, torch.float32) == "its reference: MBV3FAST_BACKEND is torch"
+    monkeypatch.setenv(ENVIRONMENT, "cuda")
+    assert network_server(CPU, torch.float32).startswith("nobody: MBV3FAST_BACKEND: 'cuda' has no kernels")

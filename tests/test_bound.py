@@ -36,7 +36,7 @@ def test_a_bound_model_follows_the_switch_of_tf32(gpu: StandIn) -> None:
         torch.set_float32_matmul_precision("high" if before == "highest" else "highest")
         for _ in range(2):
             bound()
-        assert len(gpu.captures) == captures + 1
+        assert len(gpu.captures) == captures + 2  # of the model and of the bound one
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -52,6 +52,37 @@ def test_a_bound_model_within_a_capture_only_launches(gpu: StandIn) -> None:
     assert len(gpu.captures) == captures
     with torch.inference_mode():
         torch.testing.assert_close(bound.out, model.reference_forward(x), **TOLERANCE)
+
+
+def test_a_bound_model_is_called_with_all_that_a_call_does() -> None:
+    model, x = subject()
+    bound = model.bind(x)
+    bound()
+    hook = model.register_forward_hook(lambda _module, _inputs, output: output * 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(bound(), model(x))
+        hook.remove()
+        torch.testing.assert_close(bound(), model(x))
+        forward = model.forward
+        model.forward = lambda x: forward(x).softmax(-1)
+        torch.testing.assert_close(bound(), model(x))
+
+
+def test_a_bound_input_may_move_but_must_fit() -> None:
+    model, x = subject()
+    bound = model.bind(x)
+    bound()
+    x.data = torch.randn(x.shape)
+    with torch.inference_mode():
+        torch.testing.assert_close(bound(), model.reference_forward(x), **TOLERANCE)
+    x.resize_(1, *x.shape[1:])
+    with pytest.raises(ValueError, match=r"out: got torch.float32 \(2, 10\) on cpu, needs torch.float32 \(1, 10\)"):
+        bound()
+    x.resize_(2, *x.shape[1:])
+    bound()
+    model.reset_classifier(1)
+    with pytest.raises(ValueError, match=r"out: got .* needs torch.float32 \(2, 1\)"):
+        bound()
 
 
 def test_a_bound_model_makes_its_output() -> None:

@@ -66,8 +66,17 @@ def test_doctor_says_who_serves_what_and_why(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_help_teaches() -> None:
     assert "Start with `mbv3fast demo`" in run("--help")
-    for command in ("demo", "classify", "embed", "plan", "doctor"):
+    for command in ("demo", "classify", "embed", "plan", "kernels", "doctor"):
         assert "Usage" in run(command, "--help")
+
+
+def test_a_backend_that_cannot_serve_here_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "image.png").touch()
+    arguments = ["classify", str(tmp_path), "--weights", "IMAGENET1K_V1", "--backend", "triton", "--device", "cpu"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: backend: 'triton' can't serve torch.float32 on cpu: a CPU runs them in")
+    assert len(result.output.splitlines()) == 1
 
 
 def test_backend_without_kernels_is_refused() -> None:

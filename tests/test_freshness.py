@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,41 @@ def set_vector(model: FusedMobileNetV3) -> None:
     vector_to_parameters(vector * 1.02, model.features.parameters())
 
 
+def fewer_classes(model: FusedMobileNetV3) -> None:
+    """Of the same memory."""
+    last = model.classifier[3]
+    last.weight.data, last.bias.data = last.weight.data[:7], last.bias.data[:7]
+
+
+def transposed(model: FusedMobileNetV3) -> None:
+    weight = model.features[1].block[0][0].weight
+    weight.data = weight.data.transpose(2, 3)
+
+
+def weight_of_no_parameter(model: FusedMobileNetV3) -> None:
+    """As hypernetworks have it."""
+    conv = model.features[12][0]
+    weight = conv.weight.detach() * 1.5
+    del conv.weight
+    conv.weight = weight
+
+
+def other_dictionaries(model: FusedMobileNetV3) -> None:
+    """The module's own, replaced by equal ones, then changed."""
+    conv = model.features[12][0]
+    conv._parameters = dict(conv._parameters)
+    conv._forward_hooks = OrderedDict()
+    answer(model)
+    conv._parameters["weight"] = nn.Parameter(conv.weight.detach() * 1.5)
+
+
+def hook_in_another_dictionary(model: FusedMobileNetV3) -> None:
+    block = model.features[5]
+    block._forward_hooks = OrderedDict()
+    answer(model)
+    block._forward_hooks[0] = lambda _module, _inputs, output: output * 2
+
+
 def stuck_dropout(model: FusedMobileNetV3) -> None:
     model.classifier[2].p = 1.0
     model.classifier[2].train()
@@ -118,6 +154,14 @@ EDITS: dict[str, Edit] = {
     "data assigned": assign_data,
     "data assigned at the same address": assign_data_at_the_same_address,
     "vector": set_vector,
+    "fewer classes": fewer_classes,
+    "transposed": transposed,
+    "weight of no parameter": weight_of_no_parameter,
+    "other dictionaries": other_dictionaries,
+    "hook in another dictionary": hook_in_another_dictionary,
+    "own way of a convolution": lambda m: setattr(
+        m.features[12][0], "_conv_forward", lambda x, *_: x.repeat(1, 6, 1, 1)
+    ),
     "a new parameter": lambda m: setattr(m.features[12][0], "weight", nn.Parameter(m.features[12][0].weight * 1.5)),
     "a bias where there was none": attributes("features.0.0", bias=nn.Parameter(torch.ones(16))),
     "no norm weight": attributes(NORM, weight=None),

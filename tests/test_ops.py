@@ -197,7 +197,7 @@ def test_refuses_shapes(name: str, arg: Any) -> None:
 WRONG: dict[str, tuple[Any, ...]] = {
     "stride": (0, -1, 1.5, True, "2", None),
     "dilation": (0, -1, 1.5, True, "2", None),
-    "padding": ((1, 1, 1), (1, 1, 1, -1), (1, 1, 1, 1.5), "valid", 1, None),
+    "padding": ((1, 1, 1), (1, 1, 1, -1), (1, 1, 1, 1.5), "valid", -1, True, 1.0, None),
     "activation": ("gelu", "ReLU", "", 1, ["relu"]),
 }
 
@@ -206,6 +206,17 @@ WRONG: dict[str, tuple[Any, ...]] = {
 def test_refuses_options(name: str, option: str) -> None:
     for wrong in WRONG["activation" if option.endswith("activation") else option]:
         assert_refused(ValueError, f"{option}: got .*, needs ", name, make(name), **{option: wrong})
+
+
+def test_one_number_pads_every_side() -> None:
+    tensors, spelt = make("depthwise"), {"padding": (2, 2, 2, 2)}
+    assert torch.equal(call("depthwise", tensors, padding=2)[0], call("depthwise", tensors, **spelt)[0])
+
+
+def test_refuses_images_of_31_bits() -> None:
+    x, weight = torch.empty(1, 1, 2**16, 2**15, device="meta"), torch.empty(1, 1, 3, 3, device="meta")
+    with pytest.raises(ValueError, match="depthwise_conv: got images of 65536x32768, needs fewer than 2"):
+        ops.depthwise_conv(x, weight, torch.empty(1, device="meta"), padding=1)
 
 
 def test_refuses_a_padding_of_numpy() -> None:

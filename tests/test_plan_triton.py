@@ -64,7 +64,7 @@ def expected_bytes(variant: Variant) -> int:
     return HALF * elements + 4 * LAST_CONV[variant] * 2  # the last convolution's sums: two tiles at batch 1
 
 
-@pytest.mark.parametrize(("variant", "launches", "megabytes"), [("large", 45, 15.5), ("small", 36, 5.5)])
+@pytest.mark.parametrize(("variant", "launches", "megabytes"), [("large", 46, 15.5), ("small", 37, 5.5)])
 def test_steps_launches_and_bytes(variant: Variant, launches: int, megabytes: float) -> None:
     plan = planned(variant)
     assert [step.op for step in plan.steps] == expected_ops(variant)
@@ -177,7 +177,7 @@ def conv(inputs: int, outputs: int, kernel: int) -> torch.nn.Conv2d:
 
 
 @pytest.mark.parametrize(
-    ("images", "blocks"), [(1, {4, 5, 6, 11}), (128, {4, 5, 6}), (10_000, set())], ids=["one", "many", "too many"]
+    ("images", "blocks"), [(1, {4, 5, 6}), (128, {4, 5, 6}), (10_000, set())], ids=["one", "many", "too many"]
 )
 def test_narrow_excites_are_computed_in_their_neighbour(images: int, blocks: set[int]) -> None:
     """Where each program's reads of fc2 cost less than a launch: few channels, or few programs."""

@@ -92,6 +92,13 @@ def test_a_kernel_that_fails_is_a_kernel_that_errs(monkeypatch: pytest.MonkeyPat
     assert disagreement(model().plan(), SHAPE, CPU) == "linear of classifier.3 fails: out of resource"
 
 
+def test_the_verdict_is_on_kernels_whatever_the_weights() -> None:
+    spoilt = model()
+    with torch.no_grad():
+        spoilt.features[3].block[0][0].weight.fill_(torch.nan)
+    assert disagreement(spoilt.plan(), SHAPE, CPU) == ""
+
+
 def test_half_precision_may_err_as_pytorch_does() -> None:
     assert disagreement(model().half().plan(), SHAPE, CPU) == ""
 

@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import mbv3fast
 from mbv3fast import service
 from mbv3fast.backend import BackendError
+from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.graphs import GraphRunner
 from mbv3fast.selfcheck import Verdict
 from tests.served import SHAPE, TOLERANCE, assert_right, scale, subject
@@ -71,6 +73,41 @@ def test_weights_that_a_callers_graph_reads_are_kept(gpu: StandIn) -> None:
     assert model._built.result is not captured
     assert [kept is captured for kept in model._captured] == [True]
     assert copy.deepcopy(model)._captured == ()
+
+
+def test_what_records_each_op_sees_the_modules() -> None:
+    model, x = subject()
+    assert_right(model, x)
+    with torch.no_grad():
+        traced = make_fx(lambda x: model(x))(x)
+        y = torch.randn(SHAPE)
+        torch.testing.assert_close(traced(y), model.reference_forward(y), **TOLERANCE)
+
+
+def test_negated_memory_is_read_as_what_it_means() -> None:
+    model, x = subject(cuda_graphs=False)
+    negated = torch.complex(torch.zeros_like(x), x).conj().imag
+    assert negated.is_neg()
+    assert_right(model, negated)
+
+
+def test_methods_of_a_subclass_are_called() -> None:
+    class Doubled(FusedMobileNetV3):
+        def normalised(self, x: torch.Tensor) -> torch.Tensor:
+            return super().normalised(x) * 2
+
+    model, _ = subject()
+    assert_right(model, torch.randint(0, 256, SHAPE, dtype=torch.uint8))
+    model.__class__ = Doubled
+    assert_right(model, torch.randint(0, 256, SHAPE, dtype=torch.uint8))
+
+
+def test_a_plan_has_tensors_of_its_own() -> None:
+    """A replay may read them when the model's are gone."""
+    model, _ = subject()
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    ours = {tensor.untyped_storage().data_ptr() for step in model.plan().steps for tensor in step.tensors.values()}
+    assert not theirs & ours
 
 
 @pytest.mark.parametrize("x_requires_grad", [False, True])
@@ -154,6 +191,8 @@ def test_warmup_captures_ahead(gpu: StandIn) -> None:
     assert len(gpu.captures) == 3
     assert_right(model, x)
     assert len(gpu.captures) == 3
+    with pytest.raises(TypeError, match=r"shapes: got \[2, 3, 40, 52\], needs a list of shapes"):
+        model.warmup(SHAPE)
     with pytest.raises(RuntimeError, match="warmup: the model is in training mode"):
         model.train().warmup([SHAPE])
 

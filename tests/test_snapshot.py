@@ -35,6 +35,16 @@ def test_a_tensor_in_anothers_place_is_seen_even_where_it_is_equal(kind: str) ->
     assert not snapshot.holds()
 
 
+def test_a_list_changed_where_it_is_is_seen() -> None:
+    model = subject()
+    conv = model.features[4].depthwise[0]
+    conv.padding = list(conv.padding)
+    snapshot = freshness.Snapshot(model, (model.features,))
+    assert snapshot.holds()
+    conv.padding[0] = 0
+    assert not snapshot.holds()
+
+
 def test_live_reflection_padding_is_seen() -> None:
     model = subject()
     before = answer(model)

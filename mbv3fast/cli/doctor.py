@@ -10,7 +10,7 @@ import click
 import torch
 
 from mbv3fast._version import __version__
-from mbv3fast.backend import BACKENDS, SERVED_DTYPES, BackendError, requested, serving_table
+from mbv3fast.backend import BACKENDS, SERVED_DTYPES, BackendError, decide, network_server, op_server, requested
 from mbv3fast.ops import OPS
 
 _EXTRAS = {
@@ -36,9 +36,10 @@ def doctor() -> None:
         _line(backend, _serves(backend))
     for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SERVED_DTYPES)
-        click.echo(f"ops on {device} in {names}")
-        for op, server in serving_table(torch.device(device), torch.float32, sorted(OPS)).items():
-            _line(op, server)
+        click.echo(f"on {device}, in {names}")
+        _line("a network", network_server(torch.device(device), torch.float32))
+        for op in sorted(OPS):
+            _line(op, op_server(torch.device(device), torch.float32))
     missing = [hint for module, hint in _EXTRAS.items() if importlib.util.find_spec(module) is None]
     click.echo("to install for more")
     for hint in missing or ["nothing: every optional package is there"]:
@@ -46,7 +47,7 @@ def doctor() -> None:
 
 
 def _line(name: str, value: str) -> None:
-    click.echo(f"  {name:<16} {value}")
+    click.echo(f"  {name:<25} {value}")
 
 
 def _version(package: str) -> str:
@@ -58,10 +59,11 @@ def _version(package: str) -> str:
 
 def _serves(backend: str) -> str:
     try:
-        resolved = requested(backend).name
+        request = requested(backend)
+        decide(request, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     except (BackendError, ValueError) as error:
         return f"no: {error}"
-    return "yes" if resolved == backend else f"yes, as {resolved}"
+    return "yes" if request.name == backend else f"yes, as {request.name}"
 
 
 def _devices() -> list[str]:

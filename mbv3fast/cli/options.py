@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from mbv3fast.backend import BACKENDS, BackendError
+from mbv3fast.backend import BACKENDS, BackendError, decide, requested
 from mbv3fast.config import SOURCES
 from mbv3fast.factory import load
 from mbv3fast.fast import FusedMobileNetV3
@@ -85,6 +85,7 @@ def load_model(weights: str, model: str, source: str | None, device: str, dtype:
     """The model that the options describe, in eval mode; a clean error message where there is none."""
     place = parse_device(device)
     try:
+        decide(requested(backend), place, DTYPES[dtype])  # before anything is downloaded
         loaded = load(weights, variant="small" if model == "small" else "large", source=source, backend=backend)
     except (ValueError, BackendError) as error:  # WeightsError is a ValueError
         raise click.ClickException(as_options(str(error))) from error

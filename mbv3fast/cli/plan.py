@@ -38,7 +38,7 @@ def plan(model: str, batch: int, size: int, dtype: str, backend: str, as_json: b
 
 
 def _table(plan: dict[str, Any]) -> str:
-    row = "{:<22} {:<16} {:>20} {:>20} {:>9} {:>9} {:>9} {:>9} {:>4}"
+    row = "{:<22} {:<24} {:>20} {:>20} {:>9} {:>9} {:>9} {:>9} {:>4}"
     title = f"{plan['model']}, input {plan['input']}, {plan['dtype']}, backend {plan['backend']}"
     lines = [title, row.format("step", "op", "input", "output", "read KB", "write KB", "weight KB", "MMAC", "runs")]
     for step in plan["steps"]:

@@ -23,7 +23,7 @@ def depthwise_conv(
     bias: Tensor,
     *,
     stride: int = 1,
-    padding: Padding | str,
+    padding: Padding | int | str,
     dilation: int = 1,
     activation: Activation | None = None,
 ) -> Tensor:
@@ -31,7 +31,8 @@ def depthwise_conv(
 
     x: [N, C, H, W], float32, float16 or bfloat16; in channels_last memory it is read as it lies, else copied.
     weight: [C, 1, k, k] of x's dtype. bias: [C], of it or float32.
-    padding: zeros at left, right, top, bottom, or "same", TensorFlow's. activation: "relu", "hardswish" or None.
+    padding: zeros on every side, or at left, right, top, bottom, or "same", TensorFlow's.
+    activation: "relu", "hardswish" or None.
 
     Returns [N, C, P, Q] of x's dtype in channels_last memory. Sums are in float32, in a fixed order.
     Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or option.

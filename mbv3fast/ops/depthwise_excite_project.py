@@ -32,7 +32,7 @@ def depthwise_excite_project(
     residual: Tensor | None = None,
     *,
     stride: int = 1,
-    padding: Padding | str,
+    padding: Padding | int | str,
     dilation: int = 1,
     activation: Activation | None = None,
     squeeze_activation: Activation = "relu",

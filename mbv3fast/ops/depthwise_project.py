@@ -27,7 +27,7 @@ def depthwise_project(
     residual: Tensor | None = None,
     *,
     stride: int = 1,
-    padding: Padding | str,
+    padding: Padding | int | str,
     dilation: int = 1,
     activation: Activation | None = None,
 ) -> Tensor:

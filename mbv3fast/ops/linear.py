@@ -76,6 +76,7 @@ def _run_pointwise_mean_linear(
         outputs=channels,
         inputs=inputs,
         itemsize=x.itemsize,
+        pixels=pixels,
     )
     pool = empty((images, count_tiles(pixels, config), channels), like=x, dtype=torch.float32)
     pointwise_conv(

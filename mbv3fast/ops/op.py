@@ -40,6 +40,8 @@ class Op:
         OPS[spec.name] = self
 
     def __call__(self, *tensors: Tensor | None, **options: Any) -> Any:
+        if type(options.get("padding")) is int:
+            options["padding"] = (options["padding"],) * 4
         sizes = self.spec.check(tensors, options)
         if options.get("padding") == "same":
             geometry = options["stride"], options["padding"], options.get("dilation", 1)

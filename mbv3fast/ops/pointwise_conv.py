@@ -67,7 +67,7 @@ def run_pointwise_conv(
             outputs=outputs,
             inputs=inputs,
             itemsize=x.itemsize,
-            scaled=int(scale is not None),
+            pixels=0 if scale is None else pixels,
         ),
         tf32=target.tf32,
         pdl=target.pdl,

@@ -91,7 +91,12 @@ class Spec:
                 raise ValueError(
                     f"{self.name}: {arg.name} is on {tensor.device}, {leader_arg.name} on {leader.device}; move one"
                 )
-        return self.sizes({arg.name: tensor.shape for arg, tensor in given}, options)
+        sizes = self.sizes({arg.name: tensor.shape for arg, tensor in given}, options)
+        for height, width in (("H", "W"), ("P", "Q")):
+            size = sizes.get(height, 1), sizes.get(width, 1)
+            if all(type(s) is int for s in size) and size[0] * size[1] >= 2**31:
+                raise ValueError(f"{self.name}: got images of {size[0]}x{size[1]}, needs fewer than 2^31 pixels each")
+        return sizes
 
     def _given(self, tensors: Sequence[Tensor | None]) -> list[tuple[Arg, Tensor]]:
         given = []
@@ -196,7 +201,7 @@ def _check_option(where: str, name: str, value: Any) -> None:
     if name == "padding" and not (isinstance(value, str) and value == "same"):
         fits = isinstance(value, (tuple, list)) and len(value) == 4
         if not fits or not all(_is_number(p, 0) for p in value):
-            raise ValueError(f"{where}: got {value!r}, needs 4 numbers from 0 (left, right, top, bottom) or 'same'")
+            raise ValueError(f"{where}: got {value!r}, needs a number from 0, 4 (left, right, top, bottom) or 'same'")
 
 
 def _is_number(value: Any, least: int) -> bool:

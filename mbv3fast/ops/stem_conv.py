@@ -23,7 +23,7 @@ def stem_conv(
     shift: Tensor | None = None,
     *,
     stride: int = 2,
-    padding: Padding | str = (1, 1, 1, 1),
+    padding: Padding | int | str = (1, 1, 1, 1),
     activation: Activation | None = "hardswish",
 ) -> Tensor:
     """activation(convolution of (x * factor - shift) with `weight` + bias), zeros padded after the normalisation.
@@ -31,7 +31,8 @@ def stem_conv(
     x: [N, C, H, W] of any strides, floating or uint8. For bytes whose preprocessing is (x / 255 - mean) / std,
         factor = 1 / (255 std) and shift = mean / std, [C] float32; for normalised floats leave both out.
     weight: [M, C, k, k], float32, float16 or bfloat16: the dtype of the output. bias: [M], of it or float32.
-    padding: zeros at left, right, top, bottom, or "same", TensorFlow's. activation: "relu", "hardswish" or None.
+    padding: zeros on every side, or at left, right, top, bottom, or "same", TensorFlow's.
+    activation: "relu", "hardswish" or None.
 
     Returns [N, M, P, Q] in channels_last memory. Sums are in float32, in a fixed order.
     Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or option, or `factor` without `shift`.
