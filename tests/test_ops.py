@@ -24,12 +24,15 @@ from tests.op_cases import (
     CASES,
     DTYPES,
     FULL,
+    KERNELS,
     NAN,
     Seen,
     call,
+    listed,
     make,
     refer,
 )
+from tests.op_grid import calls
 
 
 def scattered(t: Tensor) -> Tensor:
@@ -91,6 +94,19 @@ def test_strides_are_those_of_channels_last(sizes: dict[str, int]) -> None:
     (out,), (fake,) = call("pointwise", tensors), call("pointwise", {n: t.to("meta") for n, t in tensors.items()})
     assert fake.stride() == torch.empty(out.shape, memory_format=torch.channels_last).stride()
     assert out.stride() == fake.stride()
+
+
+@pytest.mark.parametrize("op", OPS)
+@settings(max_examples=6 if KERNELS else 40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_call_that_the_spec_allows(op: str, data: st.DataObject) -> None:
+    tensors, options = data.draw(calls(OPS[op].spec))
+    outputs = listed(getattr(ops, op)(**tensors, **options))
+    padding = {"padding": (options["padding"],) * 4} if isinstance(options.get("padding"), int) else {}
+    wide = {name: tensor.double() for name, tensor in tensors.items()}
+    truths = listed(getattr(reference, f"{op}_ref")(**wide, **options | padding))
+    for out, truth in zip(outputs, truths, strict=True):
+        torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-5)
 
 
 GEOMETRY: dict[str, st.SearchStrategy[Any]] = {

@@ -13,6 +13,7 @@ from tests.op_cases import CASES, FULL, Seen, call, make
 from tests.test_ops import (
     test_agrees_with_the_reference,
     test_an_empty_batch_gives_empty_outputs,
+    test_any_call_that_the_spec_allows,
     test_depthwise_conv_of_any_geometry,
     test_nan_stays_in_its_image,
     test_stem_conv_of_any_geometry,
@@ -27,6 +28,7 @@ common = pytest.importorskip("mbv3fast.kernels._common")
 __all__ = [
     "test_agrees_with_the_reference",
     "test_an_empty_batch_gives_empty_outputs",
+    "test_any_call_that_the_spec_allows",
     "test_depthwise_conv_of_any_geometry",
     "test_nan_stays_in_its_image",
     "test_stem_conv_of_any_geometry",
