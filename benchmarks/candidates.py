@@ -47,7 +47,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "BLOCK_N": Limit(16, 256, "outputs"),
         "BLOCK_K": Limit(16, 128, "inputs"),
     },
-    "depthwise_conv": {**_TILE, "BLOCK_C": Limit(16, 256, "channels"), "BLOCK_S": Limit(16, 64, "squeeze")},
+    "depthwise_conv": {**_TILE, "BLOCK_C": Limit(16, 256, "channels"), "BLOCK_S": Limit(16, 256, "squeeze")},
     "depthwise_project": {**_TILE, "BLOCK_C": Limit(16, 128, "channels")},
     "squeeze": {
         "BLOCK_P": Limit(16, 256, "pixels"),
@@ -58,8 +58,13 @@ LIMITS: dict[str, dict[str, Limit]] = {
     "excite_project": {
         "BLOCK_M": Limit(16, 128, "pixels"),
         "BLOCK_N": Limit(16, 128, "outputs"),
-        "BLOCK_K": Limit(16, 64, "inputs"),
+        "BLOCK_K": Limit(16, 128, "inputs"),
         "BLOCK_PARTS": Limit(1, 32, "parts"),
+    },
+    "excite_images": {
+        "BLOCK_M": Limit(16, 64, "images"),
+        "BLOCK_C": Limit(16, 128, "channels"),
+        "BLOCK_K": Limit(16, 64, "channels"),
     },
     "apply_scale": {"BLOCK_P": Limit(4, 128, "rows"), "BLOCK_C": Limit(16, 512, "channels")},
     "linear": {
@@ -76,6 +81,7 @@ _HELD = {  # the blocks that span the largest array of a program
     "squeeze": ("BLOCK_P", "BLOCK_C"),
     "excite": ("BLOCK_C",),
     "excite_project": ("BLOCK_M", "BLOCK_N"),
+    "excite_images": ("BLOCK_M",),
     "apply_scale": ("BLOCK_P", "BLOCK_C"),
     "linear": ("BLOCK_M", "BLOCK_N"),
 }
@@ -136,6 +142,7 @@ def _held(op: str, sizes: Mapping[str, int], config: Config) -> int:
     if op == "linear" and config["BLOCK_M"] < 16:  # which sums the products of all three blocks
         return prod(config[block] for block in LIMITS[op])
     columns = {"stem_conv": 16, "depthwise_project": power_of_2(sizes.get("outputs", 0), 16, 256)}
+    columns["excite_images"] = power_of_2(sizes.get("squeezed", 0), 16, 256)
     return prod(config[block] for block in _HELD[op]) * columns.get(op, 1)
 
 

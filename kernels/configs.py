@@ -15,6 +15,7 @@ _WIDEST_PROJECTION = 256  # outputs whose sums a program can hold beside a depth
 _LAUNCH = 1.5  # microseconds that one costs in a graph: 2, or 1 where it overlaps its predecessor
 _FROM_L2 = 110e3  # bytes that a multiprocessor reads from the L2 cache in a microsecond
 _REDUCTION = 0.25  # microseconds of a sum across the threads of a program
+_MATRIX = 16  # rows that a tensor core takes
 _WAVES = 2  # programs wanted for each multiprocessor, so that one computes while another loads
 
 
@@ -127,6 +128,22 @@ def excite(images: int, parts: int, channels: int, sms: int = SMS) -> Config:
     return {**blocks, "BLOCK_PARTS": power_of_2(parts, 1, 32), "num_warps": 4}
 
 
+def excite_images(images: int, channels: int, squeezed: int, itemsize: int, sms: int = SMS) -> Config:
+    """For the scales [images, channels] from their means; empty where tensor cores have no use: for few images, or in
+    float32.
+    """
+    del sms  # a program must read all of fc1, so that more of them gain nothing
+    if images < _MATRIX or itemsize == 4:
+        return {}
+    return {
+        "BLOCK_M": power_of_2(images // 8, 16, 64 if squeezed <= 128 else 32),
+        "BLOCK_C": power_of_2(channels, 16, 128),
+        "BLOCK_K": 32,
+        "num_warps": 8,
+        "num_stages": 3,
+    }
+
+
 def excite_project(
     images: int, pixels: int, outputs: int, inputs: int, squeezed: int, parts: int, itemsize: int, sms: int = SMS
 ) -> Config:
@@ -194,6 +211,7 @@ HEURISTICS: dict[str, Callable[..., Config]] = {
         squeeze,
         excite,
         excite_project,
+        excite_images,
         apply_scale,
         linear,
     )

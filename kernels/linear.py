@@ -11,7 +11,7 @@ from mbv3fast.kernels.configs import Config
 
 
 @triton.jit
-def _mean_of_parts(x, row, inside, k, parts, pixels, K: tl.constexpr, ONE_PART: tl.constexpr):
+def mean_of_parts(x, row, inside, k, parts, pixels, K: tl.constexpr, ONE_PART: tl.constexpr):
     """x [rows, parts, K] summed over its parts in order, over `pixels`: the mean that the parts are sums of."""
     wanted = inside[:, None] & (k < K)[None, :]
     if ONE_PART:  # no loop within that over k, whose loads would not be issued ahead then
@@ -52,7 +52,7 @@ def _linear_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        a = _mean_of_parts(x, row, inside, k, parts, pixels, K, ONE_PART)
+        a = mean_of_parts(x, row, inside, k, parts, pixels, K, ONE_PART)
         b = tl.load(weight + n[None, :] * K + k[:, None], (n < N)[None, :] & (k < K)[:, None], 0.0)
         if BLOCK_M < 16:  # too few rows for the tensor cores
             acc += tl.sum(a[:, :, None] * b.to(tl.float32)[None, :, :], axis=1)

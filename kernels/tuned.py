@@ -22,10 +22,11 @@ GROWS = {  # with the batch; the other sizes are the network's
     "squeeze": "images",
     "excite": "images",
     "excite_project": "images",
+    "excite_images": "images",
     "apply_scale": "rows",
     "linear": "rows",
 }
-OPTIONAL = ("depthwise_project", "excite_project")  # empty where other kernels do it in one launch more
+OPTIONAL = ("depthwise_project", "excite_project", "excite_images")  # empty where other kernels do it
 _NEAR = 2  # times the size that grows, or one in so many
 _ANY_NUMBER = ("UNROLL", "num_stages")  # where a configuration has powers of 2 elsewhere
 
@@ -123,6 +124,8 @@ def _check_entry(where: str, op: str, entry: Any) -> None:
 
 
 def _blocks(op: str, sizes: Mapping[str, int]) -> Collection[str]:
+    if op == "excite_images":  # else the heuristic's may be empty
+        sizes = {**sizes, "images": 128, "itemsize": 2}
     return excite_project_blocks(**sizes) if op == "excite_project" else HEURISTICS[op](**sizes)
 
 

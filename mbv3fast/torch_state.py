@@ -19,8 +19,8 @@ def is_traced(x: object) -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether each op is shown to somebody (make_fx, a counter of operations)."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    """Whether make_fx writes down what is computed."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def autocast_enabled(device: torch.device) -> bool:

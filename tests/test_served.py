@@ -75,7 +75,7 @@ def test_weights_that_a_callers_graph_reads_are_kept(gpu: StandIn) -> None:
     assert copy.deepcopy(model)._captured == ()
 
 
-def test_what_records_each_op_sees_the_modules() -> None:
+def test_make_fx_sees_the_modules() -> None:
     model, x = subject()
     assert_right(model, x)
     with torch.no_grad():

@@ -74,6 +74,7 @@ def test_another_chip_has_no_table(folder: Path) -> None:
 
 SIZES: dict[str, dict[str, int]] = {
     "depthwise_project": {"out_height": 7, "out_width": 7, "channels": 64, "outputs": 32, "kernel": 3},
+    "excite_images": {"channels": 960, "squeezed": 240},
     "excite_project": {"pixels": 49, "inputs": 960, "outputs": 160, "squeezed": 240, "parts": 8},
 }
 
@@ -105,7 +106,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "not a mapping": lambda folder: write(folder, {"linear": [{**entry(), "sizes": [1]}]}),
     "needs a list": lambda folder: write(folder, {"linear": {}}),
     "note": lambda folder: write(folder, {"pointwise_conv": [{**entry(), "note": ""}]}),
-    r"\[1\].sizes.*pixels": lambda folder: write(folder, {"pointwise_conv": [entry(), entry(pixels=49)]}),
+    r"\[1\].sizes.*tiles": lambda folder: write(folder, {"pointwise_conv": [entry(), entry(tiles=49)]}),
     "sizes.rows": lambda folder: write(folder, {"pointwise_conv": [entry(rows=0)]}),
     "config.*UNROLL": lambda folder: write(folder, {"pointwise_conv": [entry({**product(), "UNROLL": 2})]}),
     "config.*num_stages": lambda folder: write(folder, {"pointwise_conv": [entry({})]}),

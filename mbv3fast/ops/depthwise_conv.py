@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
 from mbv3fast.layers import Padding
 from mbv3fast.ops.layout import pixels_first, taps_first
 from mbv3fast.ops.op import Op, empty
-from mbv3fast.ops.spec import Arg, Output, Spec, conv_shape
+from mbv3fast.ops.spec import Arg, ConvShape, Output, Spec, conv_shape
 from mbv3fast.ops.target import Target, resolve
 from mbv3fast.reference import depthwise_conv_ref
 from mbv3fast.tables import Activation
+
+if TYPE_CHECKING:
+    from mbv3fast.kernels.configs import Config
 
 
 def depthwise_conv(
@@ -52,79 +54,70 @@ def run_depthwise_conv(
     target: Target | None = None,
 ) -> Tensor:
     """`depthwise_conv`'s kernel, unchecked."""
-    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-    return _convolve(x, weight, bias, None, activation, resolve(target, x), **geometry)[0]
+    target = resolve(target, x)
+    geometry = Geometry.of(x, weight, stride, padding, dilation)
+    out = geometry.empty(x)
+    geometry.launch(x, weight, bias, out, activation, geometry.config(x, target), target)
+    return out
 
 
-def run_depthwise_squeeze(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    fc1_weight: Tensor,
-    *,
-    stride: int,
-    padding: Sequence[int] | str,
-    dilation: int,
-    activation: str | None,
-    target: Target,
-) -> tuple[Tensor, Tensor]:
-    """What `depthwise_conv` puts out, and fc1 of its sums in parts, [N, parts, S] float32, to be added; unchecked."""
-    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-    out, hidden = _convolve(x, weight, bias, fc1_weight, activation, target, **geometry)
-    assert hidden is not None
-    return out, hidden
+class Geometry(NamedTuple):
+    """Of a depthwise convolution: what a launch must know beside its tensors."""
 
+    kernel: int
+    stride: int
+    dilation: int
+    shape: ConvShape
 
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    fc1_weight: Tensor | None,
-    activation: str | None,
-    target: Target,
-    *,
-    stride: int,
-    padding: Sequence[int] | str,
-    dilation: int,
-) -> tuple[Tensor, Tensor | None]:
-    """The output, and where there is an fc1 the parts of its sums, [N, parts, S]."""
-    from mbv3fast.kernels.depthwise_conv import count_parts
-    from mbv3fast.kernels.depthwise_conv import depthwise_conv as launch
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor, stride: int, padding: Sequence[int] | str, dilation: int) -> Geometry:
+        kernel = weight.shape[3]
+        return cls(kernel, stride, dilation, conv_shape((x.shape[2], x.shape[3]), kernel, stride, padding, dilation))
 
-    images, channels, height, width = x.shape
-    kernel = weight.shape[3]
-    shape = conv_shape((height, width), kernel, stride, padding, dilation)
-    out = empty((images, channels, shape.height, shape.width), like=x)
-    hidden, squeezed = None, 0 if fc1_weight is None else fc1_weight.shape[0]
-    config = target.config(
-        "depthwise_conv",
-        images=images,
-        out_height=shape.height,
-        out_width=shape.width,
-        channels=channels,
-        kernel=kernel,
-        squeeze=squeezed,
-        itemsize=x.itemsize,
-    )
-    if fc1_weight is not None:
-        parts = count_parts(out.permute(0, 2, 3, 1), config)
-        hidden = empty((images, parts, squeezed), like=x, dtype=torch.float32)
-    launch(
-        pixels_first(x),
-        taps_first(weight),
-        bias,
-        out=out.permute(0, 2, 3, 1),
-        kernel=kernel,
-        stride=stride,
-        padding=shape.padding,
-        dilation=dilation,
-        activation=activation,
-        fc1_weight=fc1_weight,
-        hidden=hidden,
-        config=config,
-        pdl=target.pdl,
-    )
-    return out, hidden
+    def empty(self, x: Tensor) -> Tensor:
+        """The output for x [N, C, H, W]."""
+        return empty((x.shape[0], x.shape[1], self.shape.height, self.shape.width), like=x)
+
+    def config(self, x: Tensor, target: Target, squeeze: int = 0) -> Config:
+        return target.config(
+            "depthwise_conv",
+            images=x.shape[0],
+            out_height=self.shape.height,
+            out_width=self.shape.width,
+            channels=x.shape[1],
+            kernel=self.kernel,
+            squeeze=squeeze,
+            itemsize=x.itemsize,
+        )
+
+    def launch(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        out: Tensor,
+        activation: str | None,
+        config: Config,
+        target: Target,
+        **sums: Tensor,
+    ) -> None:
+        """Fill `out`, and `sums` as `kernels.depthwise_conv` takes them."""
+        from mbv3fast.kernels.depthwise_conv import depthwise_conv as launch
+
+        launch(
+            pixels_first(x),
+            taps_first(weight),
+            bias,
+            out=out.permute(0, 2, 3, 1),
+            kernel=self.kernel,
+            stride=self.stride,
+            padding=self.shape.padding,
+            dilation=self.dilation,
+            activation=activation,
+            **sums,
+            config=config,
+            pdl=target.pdl,
+        )
 
 
 DEPTHWISE_CONV = Op(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from mbv3fast.layers import Padding
-from mbv3fast.ops.depthwise_conv import run_depthwise_squeeze
+from mbv3fast.ops.depthwise_conv import Geometry
 from mbv3fast.ops.layout import matrix, pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.pointwise_conv import run_pointwise_conv
 from mbv3fast.ops.spec import Arg, Output, Spec
-from mbv3fast.ops.squeeze_excite import run_excite
+from mbv3fast.ops.squeeze_excite import run_excite, run_excite_images
 from mbv3fast.ops.target import Target, resolve
 from mbv3fast.reference import depthwise_excite_project_ref
 from mbv3fast.tables import Activation
+
+if TYPE_CHECKING:
+    from mbv3fast.kernels.configs import Config
 
 
 def depthwise_excite_project(
@@ -49,7 +54,8 @@ def depthwise_excite_project(
 
     Returns [N, M, P, Q] of x's dtype in channels_last memory. y is written and read once, the squeeze taken where it is
     computed; the scaled y is never written. Two launches where `kernels.configs` counts that each program of the
-    projection had better compute the scale itself, else three. Raises as `depthwise_conv`.
+    projection had better compute the scale itself, else three, the scale's for few images or for many. Raises as
+    `depthwise_conv`.
     Howard et al. 2019, section 5.3; Hu et al. 2018, section 3.
     """
     tensors = (x, weight, bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, project_weight, project_bias, residual)
@@ -82,26 +88,52 @@ def _run(
     squeeze_activation: str,
     target: Target | None = None,
 ) -> Tensor:
-    from mbv3fast.kernels.excite_project import excite_project as launch
+    from mbv3fast.kernels.depthwise_conv import count_parts, count_tiles
 
     target = resolve(target, x)
-    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-    y, hidden = run_depthwise_squeeze(x, weight, bias, fc1_weight, **geometry, activation=activation, target=target)
-    (images, channels, height, width), outputs = y.shape, project_weight.shape[0]
-    config = target.config(
-        "excite_project",
-        images=images,
-        pixels=height * width,
-        outputs=outputs,
-        inputs=channels,
-        squeezed=fc1_weight.shape[0],
-        parts=hidden.shape[1],
-        itemsize=x.itemsize,
-    )
-    if not config:
-        scale = run_excite(hidden, fc1_bias, fc2_weight, fc2_bias, height * width, squeeze_activation, target)
-        return run_pointwise_conv(y, project_weight, project_bias, residual, scale, activation=None, target=target)
-    out = empty((images, outputs, height, width), like=x)
+    geometry = Geometry.of(x, weight, stride, padding, dilation)
+    y = geometry.empty(x)
+    images, channels, height, width = y.shape
+    pixels, squeezed = height * width, fc1_weight.shape[0]
+    config, tiled = geometry.config(x, target, squeezed), y.permute(0, 2, 3, 1)
+    sizes = {"images": images, "squeezed": squeezed, "itemsize": x.itemsize}
+    parts, outputs = count_parts(tiled, config), project_weight.shape[0]
+    projects = {"pixels": pixels, "outputs": outputs, "inputs": channels, "parts": parts}
+    inside = target.config("excite_project", **sizes, **projects)
+    many = {} if inside else target.config("excite_images", **sizes, channels=channels)
+    depthwise = functools.partial(geometry.launch, x, weight, bias, y, activation, config, target)
+    matrices = (fc1_bias, fc2_weight, fc2_bias)
+    if many:
+        pool = empty((images, count_tiles(tiled, config), channels), like=x, dtype=torch.float32)
+        depthwise(pool=pool)
+        scale = run_excite_images(pool, fc1_weight, *matrices, pixels, squeeze_activation, many, target)
+    else:
+        hidden = empty((images, parts, squeezed), like=x, dtype=torch.float32)
+        depthwise(fc1_weight=fc1_weight, hidden=hidden)
+        if inside:
+            projection = (project_weight, project_bias, residual)
+            return _excite_project(y, hidden, *matrices, *projection, squeeze_activation, inside, target)
+        scale = run_excite(hidden, *matrices, pixels, squeeze_activation, target)
+    return run_pointwise_conv(y, project_weight, project_bias, residual, scale, activation=None, target=target)
+
+
+def _excite_project(
+    y: Tensor,
+    hidden: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    residual: Tensor | None,
+    squeeze_activation: str,
+    config: Config,
+    target: Target,
+) -> Tensor:
+    from mbv3fast.kernels.excite_project import excite_project as launch
+
+    images, _, height, width = y.shape
+    out = empty((images, project_weight.shape[0], height, width), like=y)
     launch(
         pixels_first(y),
         hidden,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from mbv3fast.ops.spec import Arg, Output, Spec
 from mbv3fast.ops.target import Target, resolve
 from mbv3fast.reference import squeeze_excite_ref
 from mbv3fast.tables import Activation
+
+if TYPE_CHECKING:
+    from mbv3fast.kernels.configs import Config
 
 
 def squeeze_excite(
@@ -59,6 +64,37 @@ def run_excite(
         pixels=pixels,
         activation=activation,
         config=target.config("excite", images=images, parts=parts, channels=channels),
+        pdl=target.pdl,
+    )
+    return scale
+
+
+def run_excite_images(
+    pool: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    pixels: int,
+    activation: str | None,
+    config: Config,
+    target: Target,
+) -> Tensor:
+    """The scale [N, C] from the sums of tiles, [N, tiles, C]."""
+    from mbv3fast.kernels.excite_images import excite_images
+
+    scale = empty((pool.shape[0], pool.shape[2]), like=pool)
+    excite_images(
+        pool,
+        fc1_weight,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+        scale=scale,
+        pixels=pixels,
+        activation=activation,
+        config=config,
+        tf32=target.tf32,
         pdl=target.pdl,
     )
     return scale

@@ -121,12 +121,16 @@ def test_a_grid_that_no_gpu_takes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["excite and project", "excite and project, dilated"])
-def test_an_excite_in_its_neighbour_or_alone(name: str) -> None:
+def test_an_excite_in_its_neighbour_or_alone_for_few_or_many(name: str) -> None:
     _, args, kwargs = schema_call(name, make(name))
     if CASES[name].options["padding"] == "same":
         kwargs["padding"] = (2, 2, 2, 2)
     run = OPS[CASES[name].op].run
-    alone = Target(interpreted=True, overrides={"excite_project": {}})
-    counts = [len(launched(lambda target=target: run(*args, **kwargs, target=target))) for target in (None, alone)]
-    assert counts == [2, 3]
-    torch.testing.assert_close(run(*args, **kwargs), run(*args, **kwargs, target=alone), rtol=1e-5, atol=1e-5)
+    blocks = {"BLOCK_M": 16, "BLOCK_C": 16, "BLOCK_K": 32}
+    ways: list[dict[str, Any]] = [{}, {"excite_project": {}}, {"excite_project": {}, "excite_images": blocks}]
+    targets = [Target(interpreted=True, overrides=overrides) for overrides in ways]
+    counts = [len(launched(lambda target=target: run(*args, **kwargs, target=target))) for target in targets]
+    assert counts == [2, 3, 3]
+    inside, *others = [run(*args, **kwargs, target=target) for target in targets]
+    for other in others:
+        torch.testing.assert_close(inside, other, rtol=1e-5, atol=1e-5)
