@@ -64,7 +64,7 @@ def depthwise_tile(
 def _depthwise_conv_kernel(
     x,  # [images, height, width, C]
     weight,  # [KERNEL * KERNEL, C]
-    bias,  # [C] float32
+    bias,  # [C]
     fc1_weight,  # [S, C] or None
     out,  # [images, out_height, out_width, C]
     pool,  # [images, tiles, C] float32 or None
@@ -147,7 +147,7 @@ def depthwise_conv(
 ) -> None:
     """out = activation(depthwise convolution of x + bias), its sums in `pool`, fc1 @ its sums in `hidden`.
 
-    x [N, H, W, C], weight [kernel * kernel, C] of x's dtype, bias [C] float32, out [N, H', W', C] of x's dtype.
+    x [N, H, W, C], weight [kernel * kernel, C] and out [N, H', W', C] of x's dtype, bias [C] of it or float32.
     padding: zeros at the left, right, top, bottom; those at the right and below are in the size of `out`.
     pool: [N, tiles, C] float32, each tile's sums of what `out` holds, unrounded. hidden: [N, tiles * blocks, S]
     float32: fc1_weight [S, C] times each tile's and block of channels' sums; their sum over the middle axis, over

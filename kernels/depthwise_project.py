@@ -15,9 +15,9 @@ from mbv3fast.kernels.depthwise_conv import count_tiles, depthwise_tile, tile_pi
 def _depthwise_project_kernel(
     x,  # [images, height, width, C]
     weight,  # [KERNEL * KERNEL, C]
-    bias,  # [C] float32
+    bias,  # [C]
     project_weight,  # [N, C]
-    project_bias,  # [N] float32
+    project_bias,  # [N]
     residual,  # like out, or None
     out,  # [images, out_height, out_width, N]
     height,
@@ -100,7 +100,7 @@ def depthwise_project(
 ) -> None:
     """out = activation(depthwise convolution of x + bias) @ project_weight.T + project_bias + residual.
 
-    x [N, H, W, C], weight [kernel * kernel, C] and project_weight [C', C] of x's dtype, biases float32,
+    x [N, H, W, C], weight [kernel * kernel, C] and project_weight [C', C] of x's dtype, biases of it or float32,
     residual and out [N, H', W', C'] of x's dtype. padding as in `depthwise_conv`.
     """
     images, height, width, channels = x.shape

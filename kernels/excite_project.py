@@ -15,11 +15,11 @@ from mbv3fast.kernels.squeeze_excite import excite_slice, hidden_units
 def _excite_project_kernel(
     x,  # [images, pixels, K]
     hidden,  # [images, parts, S] float32
-    fc1_bias,  # [S] float32
+    fc1_bias,  # [S]
     fc2_weight,  # [K, S]
-    fc2_bias,  # [K] float32
+    fc2_bias,  # [K]
     weight,  # [N, K]
-    bias,  # [N] float32
+    bias,  # [N]
     residual,  # [images, pixels, N] or None
     out,  # [images, pixels, N]
     parts,
@@ -85,8 +85,8 @@ def excite_project(
     """out = (x * scale) @ weight.T + bias + residual, with the scale that `squeeze_excite.excite` computes.
 
     x [images * pixels, K] and `residual`, `out` [images * pixels, N] in any shape of contiguous channels, of x's dtype;
-    weight [N, K] of it. hidden [images, parts, S], fc1_bias [S], fc2_bias [K], bias [N] float32; fc2_weight [K, S] of
-    any dtype. activation: between fc1 and fc2.
+    weight [N, K] and fc2_weight [K, S] of it; fc1_bias [S], fc2_bias [K], bias [N] of it or float32; hidden
+    [images, parts, S] float32. activation: between fc1 and fc2.
     """
     (outputs, inputs), (images, parts, squeezed) = weight.shape, hidden.shape
     tiles = triton.cdiv(pixels, config["BLOCK_M"]) * triton.cdiv(outputs, config["BLOCK_N"])

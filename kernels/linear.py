@@ -27,7 +27,7 @@ def mean_of_parts(x, row, inside, k, parts, pixels, K: tl.constexpr, ONE_PART: t
 def _linear_kernel(
     x,  # [rows, parts, K]
     weight,  # [N, K]
-    bias,  # [N] float32
+    bias,  # [N]
     out,  # [rows, N]
     rows,
     parts,
@@ -77,8 +77,9 @@ def linear(
 ) -> None:
     """out = activation((sum of x over its parts / pixels) @ weight.T + bias).
 
-    x [N, parts, C], float32 or of weight's dtype; weight [C', C]; bias [C'] float32; out [N, C'] of weight's dtype.
-    With one part and one pixel x is the input itself; with more it is the `pool` of a convolution, and this its mean.
+    x [N, parts, C], float32 or of weight's dtype; weight [C', C]; out [N, C'] of weight's dtype; bias [C'] of it or
+    float32. With one part and one pixel x is the input itself; with more it is the `pool` of a convolution, and this
+    its mean.
     """
     rows, parts, inputs = x.shape
     outputs = weight.shape[0]

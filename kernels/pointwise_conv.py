@@ -14,7 +14,7 @@ from mbv3fast.kernels.configs import Config
 def _pointwise_conv_kernel(
     x,  # [rows, K]
     weight,  # [N, K]
-    bias,  # [N] float32
+    bias,  # [N]
     residual,  # [rows, N] or None
     scale,  # [images, K] float32 or None
     out,  # [rows, N] or None
@@ -88,9 +88,9 @@ def pointwise_conv(
 ) -> None:
     """out = activation((x * scale) @ weight.T + bias) + residual, and its sums over pixels in `pool`.
 
-    x: `rows` pixels, `pixels` an image, of K contiguous channels. weight [N, K] of x's dtype, bias [N] float32.
-    residual, out: [rows, N] of x's dtype. scale: [images, K] float32. pool: [images, count_tiles, N] float32, the sums
-    over each tile's pixels of what `out` would hold, unrounded.
+    x: `rows` pixels, `pixels` an image, of K contiguous channels. weight [N, K], residual and out [rows, N] of its
+    dtype, bias [N] of it or float32. scale: [images, K] float32. pool: [images, count_tiles, N] float32, the sums over
+    each tile's pixels of what `out` would hold, unrounded.
     """
     outputs, inputs = weight.shape[:2]
     tiles = triton.cdiv(rows, config["BLOCK_M"])

@@ -92,9 +92,9 @@ def excite_slice(weight, offset, squeezed):
 @triton.jit(do_not_specialize=["parts", "pixels"])
 def _excite_kernel(
     hidden,  # [images, parts, S] float32
-    fc1_bias,  # [S] float32
+    fc1_bias,  # [S]
     fc2_weight,  # [C, S]
-    fc2_bias,  # [C] float32
+    fc2_bias,  # [C]
     scale,  # [images, C] float32
     parts,
     pixels,
@@ -178,7 +178,7 @@ def excite(
 ) -> None:
     """scale = hardsigmoid(fc2(activation(sum of hidden over its parts / pixels + fc1_bias))).
 
-    hidden [N, parts, S], fc1_bias [S], fc2_bias [C], scale [N, C] float32; fc2_weight [C, S] of any dtype.
+    hidden [N, parts, S] and scale [N, C] float32; fc2_weight [C, S], fc1_bias [S], fc2_bias [C] of any dtype.
     """
     images, parts, squeezed = hidden.shape
     channels = scale.shape[1]

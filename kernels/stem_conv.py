@@ -26,8 +26,8 @@ from mbv3fast.kernels.configs import Config
 )
 def _stem_conv_kernel(
     x,  # [images, C, height, width] with strides
-    weight,  # [KERNEL * KERNEL * C, N], float32
-    bias,  # [N] float32
+    weight,  # [KERNEL * KERNEL * C, N]
+    bias,  # [N]
     shift,  # [C] float32 or None: x * factor - shift is what is convolved
     factor,  # [C] float32 or None
     out,  # [images, out_height, out_width, N]
@@ -91,8 +91,9 @@ def stem_conv(
 ) -> None:
     """out = activation(convolution of (x * factor - shift) + bias), zeros padded after the normalisation.
 
-    x [N, C, H, W] of any strides, float or uint8; weight [kernel * kernel * C, C'] float32 in the order row, column,
-    input channel; bias [C'], factor and shift [C] float32; out [N, H', W', C']. padding as in `depthwise_conv`.
+    x [N, C, H, W] of any strides, float or uint8; weight [kernel * kernel * C, C'] in the order row, column, input
+    channel, and bias [C'] of any float dtype; factor and shift [C] float32; out [N, H', W', C']. padding as in
+    `depthwise_conv`.
     """
     images, channels, height, width = x.shape
     _, out_height, out_width, outputs = out.shape
