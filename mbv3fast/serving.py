@@ -201,21 +201,25 @@ class Served(Backbone):
     def _found(self, settings: Settings, x: Tensor) -> Service | str:
         """What serves `x`, or why nothing does.
 
-        Raises RuntimeError where the caller captures a graph and something must first be folded, compiled or tried,
-        none of which a capture can hold.
+        Raises BackendError where nothing can, but a backend was asked for; RuntimeError where the caller captures a
+        graph, and something must first be folded, compiled or tried, none of which a capture can hold.
         """
         if settings.on_gpu and capturing(x) and not self._has_run(settings, x):
             needed = f"model.warmup([{tuple(x.shape)}], {x.dtype})"
             raise RuntimeError(f"x: got a shape and dtype that never ran with these weights; capture after {needed}")
         found = self._current(settings)
         if isinstance(found, str):
+            request = requested(self.backend, self.plan_name)
+            if request.name == "triton":
+                raise BackendError(f"{request.origin}: 'triton' can't serve this model: {found}")
             return found
         return found.refusal(x, functools.partial(self.reference_forward, x)) or found
 
     def _has_run(self, settings: Settings, x: Tensor) -> bool:
+        """Whether nothing need be made for `x`, be it that nothing can."""
         built = self._fresh(settings)
         if built is None or isinstance(built.result, str):
-            return built is not None
+            return built is not None or untrackable(self) is not None
         return (x.device, x.shape, x.dtype) in built.result.ran
 
     def _fresh(self, settings: Settings) -> Built | None:
@@ -225,10 +229,7 @@ class Served(Backbone):
         return built if holds else None
 
     def _current(self, settings: Settings) -> Service | str:
-        """What serves the model as it is now, or why nothing can.
-
-        Raises BackendError where nothing can, but a backend was asked for.
-        """
+        """What serves the model as it is now, or why nothing can."""
         built = self._fresh(settings)
         if built is None:
             with _BUILDING:
@@ -236,15 +237,9 @@ class Served(Backbone):
                 if built is None:
                     reason = untrackable(self)
                     if reason:
-                        return self._unless_asked_for(reason)
+                        return reason
                     built = self._built = self._build(settings)
-        return built.result if isinstance(built.result, Service) else self._unless_asked_for(built.result)
-
-    def _unless_asked_for(self, reason: str) -> str:
-        request = requested(self.backend, self.plan_name)
-        if request.name == "triton":
-            raise BackendError(f"{request.origin}: 'triton' can't serve this model: {reason}")
-        return reason
+        return built.result
 
     def _build(self, settings: Settings) -> Built:
         snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed

@@ -60,6 +60,14 @@ def test_what_never_ran_is_refused_within_a_capture(gpu: StandIn) -> None:
     assert len(gpu.captures) == 1
 
 
+def test_what_pytorch_serves_may_be_captured_at_once(gpu: StandIn) -> None:
+    model, x = subject(backend="auto")
+    with torch.inference_mode():
+        model.classifier[3].weight = torch.nn.Parameter(model.classifier[3].weight.clone())
+    gpu.is_capturing = True
+    assert_right(model, x)
+
+
 def test_weights_that_a_callers_graph_reads_are_kept(gpu: StandIn) -> None:
     model, x = subject()
     assert_right(model, x)
