@@ -12,6 +12,7 @@ from math import ceil, prod
 Config = Mapping[str, int]  # block sizes, num_warps, num_stages
 SMS = 132  # of an H100; near enough for others
 _WIDEST_PROJECTION = 256  # outputs whose sums a program can hold beside a depthwise tile
+_WIDEST_SQUEEZE = 256  # hidden units whose matrices a program can hold
 _LAUNCH = 1.5  # microseconds that one costs in a graph: 2, or 1 where it overlaps its predecessor
 _FROM_L2 = 110e3  # bytes that a multiprocessor reads from the L2 cache in a microsecond
 _REDUCTION = 0.25  # microseconds of a sum across the threads of a program
@@ -129,11 +130,11 @@ def excite(images: int, parts: int, channels: int, sms: int = SMS) -> Config:
 
 
 def excite_images(images: int, channels: int, squeezed: int, itemsize: int, sms: int = SMS) -> Config:
-    """For the scales [images, channels] from their means; empty where tensor cores have no use: for few images, or in
-    float32.
+    """For the scales [images, channels] from their means; empty where tensor cores have no use, for few images or in
+    float32, and where a program can't hold all hidden units.
     """
     del sms  # a program must read all of fc1, so that more of them gain nothing
-    if images < _MATRIX or itemsize == 4:
+    if images < _MATRIX or itemsize == 4 or squeezed > _WIDEST_SQUEEZE:
         return {}
     return {
         "BLOCK_M": power_of_2(images // 8, 16, 64 if squeezed <= 128 else 32),

@@ -180,6 +180,9 @@ def _watch_optimizers() -> None:
 
 def untrackable(model: nn.Module) -> str | None:
     """Why edits of the model's tensors could not be seen, None where they can."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{name} is a {type(module).__name__}"
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_inference():
             return f"{name} was made under inference_mode, where PyTorch doesn't count edits"

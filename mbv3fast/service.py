@@ -14,9 +14,9 @@ from mbv3fast.freshness import Snapshot
 from mbv3fast.graphs import GraphRunner
 from mbv3fast.preprocess import Preprocess, channels_first
 from mbv3fast.selfcheck import Verdict, judge
-from mbv3fast.torch_state import on_device
+from mbv3fast.torch_state import on_device, tf32_allowed
 
-_UNKNOWN = Verdict("not judged yet")
+_UNKNOWN, _PASSED = Verdict("not judged yet"), Verdict("")
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,19 @@ class Service:
     head_refused: str = ""
     runner: GraphRunner | None = None  # on a GPU, unless graphs are off
     verdicts: dict[Any, Verdict] | None = None  # of inputs by shape and dtype; None where no self-check is wanted
-    ran: set[Any] = field(default_factory=set)  # devices, shapes and dtypes of inputs whose kernels are compiled
+    ran: set[Any] = field(default_factory=set)  # what inputs were whose kernels are compiled
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs for `x`, by a graph where there are any."""
         with on_device(x):
             outputs = self.engine(x) if self.runner is None else self.runner(x)
-        self.ran.add((x.device, x.shape, x.dtype))
+        self.ran.add(_key(x))
         return outputs
+
+    def needs_nothing(self, x: Tensor) -> bool:
+        """Whether inputs like `x` have run, or are known to be left to PyTorch."""
+        refused = self.verdicts is not None and self.verdicts.get((x.shape, x.dtype), _PASSED).reason != ""
+        return refused or _key(x) in self.ran
 
     def replay(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """The outputs for `x` by a graph captured before; None without one, or where the self-check is against it."""
@@ -76,3 +81,7 @@ class Built:
     snapshot: Snapshot
     settings: Settings
     result: Service | str
+
+
+def _key(x: Tensor) -> tuple[Any, ...]:
+    return (x.device, x.shape, x.dtype, tf32_allowed())

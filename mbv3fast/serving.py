@@ -220,7 +220,7 @@ class Served(Backbone):
         built = self._fresh(settings)
         if built is None or isinstance(built.result, str):
             return built is not None or untrackable(self) is not None
-        return (x.device, x.shape, x.dtype) in built.result.ran
+        return built.result.needs_nothing(x)
 
     def _fresh(self, settings: Settings) -> Built | None:
         """What was built, if the model is still as it was then."""

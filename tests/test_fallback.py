@@ -221,6 +221,15 @@ def test_a_model_on_meta_says_so() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_scripted_part_is_left_to_pytorch() -> None:
+    model = mbv3fast.small().eval()
+    model.classifier = torch.jit.script(model.classifier)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model(x), model.reference_forward(x))
+        assert model.explain(x).reason == "classifier is a RecursiveScriptModule"
+
+
 @pytest.mark.parametrize("lock", [serving._BUILDING, freshness._WATCHING])
 def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: threading.Lock) -> None:
     """As where a DataLoader forks while another thread builds an engine."""

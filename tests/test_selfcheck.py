@@ -84,6 +84,18 @@ def test_one_wrong_number_is_seen_and_its_step_named(monkeypatch: pytest.MonkeyP
     assert disagreement(plan, SHAPE, CPU).startswith(f"{op} of {step.name} errs by ")
 
 
+@pytest.mark.parametrize("images", [8, 9, 17])
+def test_a_wrong_last_image_is_seen(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    def spoil(result: Any) -> Any:
+        result[-1] = torch.nan
+        return result
+
+    plan = model().plan()
+    assert disagreement(plan, (images, 3, 32, 32), CPU) == ""
+    break_op(monkeypatch, "depthwise_project", spoil)
+    assert "errs by nan" in disagreement(plan, (images, 3, 32, 32), CPU)
+
+
 def test_a_kernel_that_fails_is_a_kernel_that_errs(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: Any) -> None:
         raise RuntimeError("out of resource")

@@ -68,6 +68,29 @@ def test_what_pytorch_serves_may_be_captured_at_once(gpu: StandIn) -> None:
     assert_right(model, x)
 
 
+@pytest.mark.parametrize("switch", ["precision", "shape"])
+def test_another_binary_is_refused_within_a_capture(gpu: StandIn, switch: str) -> None:
+    model, x = subject()
+    assert_right(model, x)
+    before = torch.get_float32_matmul_precision()
+    gpu.is_capturing = True
+    try:
+        if switch == "precision":
+            torch.set_float32_matmul_precision("high" if before == "highest" else "highest")
+        with torch.inference_mode(), pytest.raises(RuntimeError, match="never ran"):
+            model(x if switch == "precision" else x[:1])
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_what_a_self_check_left_to_pytorch_may_be_captured(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "judge", lambda *_: Verdict("known to be slower"))
+    model, x = subject(backend="auto")
+    model.warmup([SHAPE])
+    gpu.is_capturing = True
+    assert_right(model, x)
+
+
 def test_weights_that_a_callers_graph_reads_are_kept(gpu: StandIn) -> None:
     model, x = subject()
     assert_right(model, x)
