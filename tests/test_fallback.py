@@ -5,12 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import mbv3fast
-from mbv3fast import freshness, serving
+from mbv3fast import serving
 from mbv3fast.fast import FusedMobileNetV3
 from tests.freshness import TOLERANCE, difference
 from tests.networks import digit_tiles, trained_small
@@ -194,24 +190,6 @@ def test_an_input_that_requires_grad_is_served_under_no_grad() -> None:
     assert difference(out, subject.reference_forward(x).detach()) <= TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize("built", [False, True])
-def test_threads_get_equal_answers(built: bool) -> None:
-    subject = model()
-    batches = [digit_tiles()[start : start + 3] for start in range(0, 36, 3)]
-    with torch.inference_mode():
-        expected = [model()(x) for x in batches]
-        if built:
-            subject(batches[0])
-
-    def answer(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return subject(x)
-
-    with ThreadPoolExecutor(6) as pool:
-        for _ in range(3):
-            assert all(map(torch.equal, pool.map(answer, batches), expected))
-
-
 def test_a_model_on_meta_says_so() -> None:
     subject, x = model().to("meta"), images().to("meta")
     with torch.inference_mode():
@@ -230,35 +208,6 @@ def test_a_scripted_part_is_left_to_pytorch() -> None:
         assert model.explain(x).reason == "classifier is a RecursiveScriptModule"
 
 
-@pytest.mark.parametrize("lock", [serving._BUILDING, freshness._WATCHING])
-def test_a_forked_child_is_not_stopped_by_its_parents_locks(lock: threading.Lock) -> None:
-    """As where a DataLoader forks while another thread builds an engine."""
-    subject, x = model(), images()
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with lock:
-            held.set()
-            done.wait(60)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait(60)
-    child = multiprocessing.get_context("fork").Process(target=answer_once, args=(subject, x))
-    child.start()
-    child.join(30)
-    done.set()
-    holder.join()
-    stuck = child.is_alive()
-    child.kill()
-    assert (stuck, child.exitcode) == (False, 0)
-
-
-def answer_once(subject: FusedMobileNetV3, x: Tensor) -> None:
-    with torch.inference_mode():
-        subject(x)
-
-
 def test_feature_maps_may_be_written_to_later() -> None:
     """As by a trainable neck on a frozen backbone."""
     backbone = mbv3fast.small(features_only=True).eval()
@@ -270,29 +219,6 @@ def test_feature_maps_may_be_written_to_later() -> None:
         level.mul_(weight)
     sum(level.sum() for level in maps).backward()
     assert weight.grad is not None
-
-
-def test_an_interrupt_leaves_the_locks_free() -> None:
-    """Signal handlers that raise, as Ctrl-C's does, at whatever instruction."""
-
-    class StopError(Exception):
-        pass
-
-    def stop(*_: Any) -> None:
-        raise StopError
-
-    subject = mbv3fast.small(features_only=True, out_indices=[0]).eval()
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        for attempt in range(300):
-            with contextlib.suppress(StopError):
-                signal.setitimer(signal.ITIMER_REAL, 2e-5 + attempt * 5e-7)
-                while True:
-                    subject.repack()
-            assert not serving._BUILDING.locked()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
