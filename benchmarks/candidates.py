@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mbv3fast.disagreement import with_random_weights
 from mbv3fast.graphs import CudaDriver
 from mbv3fast.kernels.configs import HEURISTICS, SMS, Config, excite_project_blocks, power_of_2
 from mbv3fast.kernels.tuned import OPTIONAL
@@ -147,16 +148,13 @@ def _held(op: str, sizes: Mapping[str, int], config: Config) -> int:
 
 
 def arguments(step: Step, inputs: Mapping[str, Shape], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Random tensors for a step, its weights as they are packed, in a size that keeps sums about 1; and its options."""
+    """Random tensors for a step, and its options."""
     kinds = {arg.name: arg.kind for arg in OPS[step.op].spec.args}
     given: dict[str, Any] = dict(step.options)
     for name, shape in inputs.items():
         like = torch.empty(0, dtype=OPS[step.op].spec.dtype_of(name, dtype), device=device)
         given[name] = (like.new_empty(shape) if kinds[name] == "image" else empty(shape, like=like)).normal_()
-    for name, tensor in step.tensors.items():
-        packed = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-        given[name] = packed.normal_(std=prod(tensor.shape[1:]) ** -0.5)
-    return given
+    return given | dict(with_random_weights(step, device).tensors)
 
 
 def run_step(step: Step, given: Mapping[str, Any], target: Target) -> tuple[Tensor, ...]:

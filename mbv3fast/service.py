@@ -16,8 +16,6 @@ from mbv3fast.preprocess import Preprocess, channels_first
 from mbv3fast.selfcheck import Verdict, judge
 from mbv3fast.torch_state import on_device, tf32_allowed
 
-_UNKNOWN, _PASSED = Verdict("not judged yet"), Verdict("")
-
 
 @dataclass(frozen=True)
 class Service:
@@ -26,8 +24,8 @@ class Service:
     engine: Engine
     head_refused: str = ""
     runner: GraphRunner | None = None  # on a GPU, unless graphs are off
-    verdicts: dict[Any, Verdict] | None = None  # of inputs by shape and dtype; None where no self-check is wanted
-    ran: set[Any] = field(default_factory=set)  # what inputs were whose kernels are compiled
+    verdicts: dict[Any, Verdict] | None = None  # by inputs' keys; None where no self-check is wanted
+    ran: set[Any] = field(default_factory=set)  # keys of inputs whose kernels are compiled
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs for `x`, by a graph where there are any."""
@@ -38,28 +36,30 @@ class Service:
 
     def needs_nothing(self, x: Tensor) -> bool:
         """Whether inputs like `x` have run, or are known to be left to PyTorch."""
-        refused = self.verdicts is not None and self.verdicts.get((x.shape, x.dtype), _PASSED).reason != ""
-        return refused or _key(x) in self.ran
+        return bool(self._judged(x)) or _key(x) in self.ran
 
     def replay(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """The outputs for `x` by a graph captured before; None without one, or where the self-check is against it."""
-        checked = self.verdicts is None or not self.verdicts.get((x.shape, x.dtype), _UNKNOWN).reason
-        if self.runner is None or not checked:
+        if self.runner is None or self._judged(x) != "":
             return None
         with on_device(x):
             return self.runner.replay(x)
 
     def refusal(self, x: Tensor, theirs: Callable[[], Any]) -> str:
         """Why the self-check leaves inputs like `x` to PyTorch, which runs `theirs`; empty where it doesn't."""
-        if self.verdicts is None:
-            return ""
-        key = (x.shape, x.dtype)
-        if key not in self.verdicts:
+        if self.verdicts is not None and self._judged(x) is None:
             images, *others = channels_first(x, len(self.engine.preprocess.mean)).shape
             shape = (self.engine.images_at_once((images, *others)), *others)
             with on_device(x):
-                self.verdicts[key] = judge(self.engine.plan, shape, x.device, lambda: self.run(x), theirs)
-        return self.verdicts[key].reason
+                self.verdicts[_key(x)] = judge(self.engine.plan, shape, x.device, lambda: self.run(x), theirs)
+        return self._judged(x) or ""
+
+    def _judged(self, x: Tensor) -> str | None:
+        """Why the self-check is against inputs like `x`, empty where it isn't, None before it was made."""
+        if self.verdicts is None:
+            return ""
+        verdict = self.verdicts.get(_key(x))
+        return None if verdict is None else verdict.reason
 
 
 class Settings(NamedTuple):
@@ -84,4 +84,5 @@ class Built:
 
 
 def _key(x: Tensor) -> tuple[Any, ...]:
+    """What decides which kernels run, beside the engine."""
     return (x.device, x.shape, x.dtype, tf32_allowed())

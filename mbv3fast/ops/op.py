@@ -75,9 +75,7 @@ class Op:
         shapes = {arg.name: t.shape for arg, t in zip(self.spec.args, tensors, strict=True) if t is not None}
         sizes = self.spec.sizes(shapes, options)
         first = self._leader(tensors)
-        dtypes = [torch.float32 if output.float32 else first.dtype for output in self.spec.outputs]
-        shaped = zip(self.spec.output_shapes(sizes), dtypes, strict=True)
-        return self._result(tuple(empty(shape, like=first, dtype=dtype) for shape, dtype in shaped))
+        return self._result(tuple(empty(shape, like=first) for shape in self.spec.output_shapes(sizes)))
 
     def _leader(self, tensors: tuple[Tensor | None, ...]) -> Tensor:
         """The tensor whose device and dtype the outputs have."""

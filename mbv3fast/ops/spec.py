@@ -40,7 +40,6 @@ class Output(NamedTuple):
 
     name: str
     shape: str
-    float32: bool = False
 
 
 _OPTION_TYPES = {
