@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 
 .PHONY: demo test test-full test-kernels lint bench clean
 KERNEL_TESTS := tests/kernels tests/interpreted
@@ -10,16 +11,18 @@ KERNEL_TESTS := tests/kernels tests/interpreted
 demo: $(READY)
 	$(BIN)/mbv3fast demo
 
-# Interpreting kernels, compiling them, and neither: one of them a process.
-test: lint
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+# Interpreting kernels, compiling them, and neither: one of them a process. What times itself has the cores alone.
+test: lint $(PEERS)
+	$(BIN)/pytest -n 2 -m "not slow and not gpu and not alone"
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow and not gpu" $(KERNEL_TESTS)
 	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 -m "not slow and not gpu" tests/offline
+	$(BIN)/pytest -m alone
 
-test-full: lint
-	$(BIN)/pytest -n 2
+test-full: lint $(PEERS)
+	$(BIN)/pytest -n 2 -m "not alone"
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 $(KERNEL_TESTS)
 	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 tests/offline
+	$(BIN)/pytest -m alone
 
 test-kernels: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow" $(KERNEL_TESTS)
@@ -30,8 +33,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
-	$(BIN)/pytest benchmarks --benchmark-only
+bench: $(PEERS)
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json results.json
+	$(BIN)/python -m benchmarks.report results.json --out build/report
 
 $(READY): requirements-dev.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -40,5 +44,9 @@ $(READY): requirements-dev.txt pyproject.toml setup.py
 	ln -sfn ../kernels mbv3fast/kernels
 	touch $@
 
+$(PEERS): $(READY) requirements-peers.txt
+	$(BIN)/pip install --quiet --requirement requirements-peers.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo.png
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo.png results.json

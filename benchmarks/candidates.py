@@ -14,20 +14,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mbv3fast.disagreement import with_random_weights
-from mbv3fast.graphs import CudaDriver
 from mbv3fast.kernels.configs import HEURISTICS, SMS, Config, excite_project_blocks, power_of_2
 from mbv3fast.kernels.tuned import OPTIONAL
 from mbv3fast.ops import OPS
-from mbv3fast.ops.op import as_tuple, empty
+from mbv3fast.ops.op import as_tuple
 from mbv3fast.ops.target import Target
-from mbv3fast.plan import Shape, Step
+from mbv3fast.plan import Step
+from mbv3fast.timing import device_seconds, replayed
 
 MOST = 16  # of an op: each is compiled
 WARPS, STAGES = (2, 4, 8), (2, 3, 4)
 _PER_THREAD = 128  # sums that a thread can hold in its registers, beside all else
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest output
-_CALLS, _WARM_UP, _ROUNDS = 20, 2, 15  # in a graph; timed replays
+_CALLS, _ROUNDS = 20, 15  # in a graph; timed replays
 
 Run = Callable[[], tuple[Tensor, ...]]
 
@@ -147,16 +146,6 @@ def _held(op: str, sizes: Mapping[str, int], config: Config) -> int:
     return prod(config[block] for block in _HELD[op]) * columns.get(op, 1)
 
 
-def arguments(step: Step, inputs: Mapping[str, Shape], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Random tensors for a step, and its options."""
-    kinds = {arg.name: arg.kind for arg in OPS[step.op].spec.args}
-    given: dict[str, Any] = dict(step.options)
-    for name, shape in inputs.items():
-        like = torch.empty(0, dtype=OPS[step.op].spec.dtype_of(name, dtype), device=device)
-        given[name] = (like.new_empty(shape) if kinds[name] == "image" else empty(shape, like=like)).normal_()
-    return given | dict(with_random_weights(step, device).tensors)
-
-
 def run_step(step: Step, given: Mapping[str, Any], target: Target) -> tuple[Tensor, ...]:
     """The outputs of a step's kernels."""
     return as_tuple(OPS[step.op].run(**given, target=target))
@@ -183,24 +172,7 @@ def agrees(got: Tensor, wanted: Tensor) -> bool:
 
 def graph_microseconds(run: Run) -> float:
     """The median time of a call, of _CALLS in a CUDA graph."""
-
-    def several() -> tuple[Tensor, ...]:
-        for _ in range(_CALLS):
-            outputs = run()
-        return outputs
-
-    driver = CudaDriver()
-    replay, _ = driver.capture(several, driver.pool())
-    times = []
-    for _ in range(_WARM_UP + _ROUNDS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        replay()  # so that the GPU finds the next one waiting
-        start.record()
-        replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / _CALLS)
-    return statistics.median(times[_WARM_UP:])
+    return statistics.median(device_seconds(replayed(run, _CALLS), _ROUNDS, calls=_CALLS)) * 1e6
 
 
 def invented_microseconds(run: Run) -> float:

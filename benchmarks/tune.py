@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 
 import mbv3fast
-from benchmarks.candidates import Run, arguments, candidates, fault, graph_microseconds, invented_microseconds, run_step
+from benchmarks.candidates import Run, candidates, fault, graph_microseconds, invented_microseconds, run_step
 from mbv3fast.atomic import replacing
 from mbv3fast.backend import lacks_kernels
 from mbv3fast.kernels.configs import Config
@@ -36,6 +36,7 @@ from mbv3fast.kernels.tuned import HEADER, TABLES, complete, read, slug
 from mbv3fast.ops import OPS
 from mbv3fast.ops.target import Target, target_of
 from mbv3fast.plan import Plan, Step
+from mbv3fast.steps import step_arguments, step_inputs
 from mbv3fast.torch_state import cuda_driver_version
 
 SIZE = 224
@@ -118,10 +119,8 @@ def tune(bench: Bench, table: Table, plans: Sequence[Plan], batches: Sequence[in
     try:
         for images in batches:
             for plan in plans:
-                shapes = plan.shapes((images, 3, SIZE, SIZE))
-                for step in plan.steps:
-                    inputs = {argument: shapes[value] for argument, value in step.inputs.items()}
-                    given = functools.partial(arguments, step, inputs, plan.dtype)
+                for step, inputs in step_inputs(plan, (images, 3, SIZE, SIZE)):
+                    given = functools.partial(step_arguments, step, inputs, plan.dtype)
                     tune_step(bench, table, step, functools.cache(given), until)
     except TimeoutError:
         return False

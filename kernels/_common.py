@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -24,14 +24,15 @@ _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 
 
 class Launch(NamedTuple):
-    """A kernel, how many programs of it, the tensors they read and write by the names of its arguments, and its
-    compile-time constants with the launch configuration; arguments that are neither are sizes, or None.
+    """A kernel, how many programs of it, by the names of its arguments the tensors they read and write and the sizes
+    they are told, and its compile-time constants with the launch configuration; other arguments are None.
     """
 
     kernel: Any
     grid: int
     reads: dict[str, torch.Tensor]
     writes: dict[str, torch.Tensor]
+    sizes: dict[str, int]
     constants: dict[str, Any]
 
 
@@ -51,15 +52,28 @@ def launch(
     pdl: let it start while its predecessor drains (sm_90 and later).
     """
     for watcher in _watchers.get():
-        named = [(n, t) for n, t in zip(kernel.arg_names, (*reads, *writes), strict=False) if t is not None]
-        count = sum(tensor is not None for tensor in reads)
-        watcher(Launch(kernel, grid, dict(named[:count]), dict(named[count:]), {**constants, **config, "PDL": pdl}))
+        names = kernel.arg_names
+        watcher(
+            Launch(
+                kernel,
+                grid,
+                _given(names, reads),
+                _given(names[len(reads) :], writes),
+                dict(zip(names[len(reads) + len(writes) :], sizes, strict=False)),
+                {**constants, **config, "PDL": pdl},
+            )
+        )
     if grid == 0 or any(tensor.is_meta for tensor in writes if tensor is not None):
         return
     if grid > _MOST_PROGRAMS:
         raise ValueError(f"{kernel.__name__}: {grid} programs, a launch has at most {_MOST_PROGRAMS}; split the batch")
     options = {"launch_pdl": True} if pdl else {}
     kernel[(grid,)](*reads, *writes, *sizes, **constants, **config, PDL=pdl, **options)
+
+
+def _given(names: Sequence[str], tensors: tuple[torch.Tensor | None, ...]) -> dict[str, torch.Tensor]:
+    """Tensors that aren't None by the first of `names`."""
+    return {name: tensor for name, tensor in zip(names, tensors, strict=False) if tensor is not None}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from mbv3fast._version import __version__
 from mbv3fast.atomic import replacing
 from mbv3fast.disagreement import disagreement
 from mbv3fast.plan import Plan
+from mbv3fast.timing import device_seconds
 from mbv3fast.torch_state import cuda_driver_version, fork_safe_lock, tf32_allowed
 
 logger = logging.getLogger("mbv3fast")
@@ -75,16 +77,8 @@ def _judge(
 
 
 def gpu_seconds(run: Callable[[], Any]) -> float:
-    """The median time of a call on the current GPU, of those after the first three."""
-    times = []
-    for _ in range(_RUNS + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return sorted(times[3:])[_RUNS // 2]
+    """The median time of a call on the current GPU."""
+    return statistics.median(device_seconds(run, _RUNS))
 
 
 def fingerprint(plan: Plan, shape: tuple[int, ...], device: torch.device) -> str:

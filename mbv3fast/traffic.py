@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from mbv3fast.ops.op import Op, as_tuple
 from mbv3fast.ops.spec import conv_shape
+from mbv3fast.ops.target import Target
 
 if TYPE_CHECKING:
     from mbv3fast.kernels._common import Launch
@@ -37,17 +38,34 @@ PARTIALS = ("pool", "hidden", "scale")  # as kernels name them: small float32 te
 def kernel_traffic(
     op: Op, inputs: Mapping[str, Shape], tensors: Mapping[str, Tensor], options: Mapping[str, Any], dtype: torch.dtype
 ) -> Traffic:
-    """Of our kernels: a run on tensors without data, whose launches are seen and not made."""
+    """Of our kernels."""
+    launches, outputs = dry_run(op, inputs, tensors, options, dtype)
+    return traffic_of(launches, storages(tensors))._replace(scratch=_scratch(launches, outputs))
+
+
+def dry_run(
+    op: Op,
+    inputs: Mapping[str, Shape],
+    tensors: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    dtype: torch.dtype,
+    target: Target | None = None,
+) -> tuple[list[Launch], tuple[Tensor, ...]]:
+    """The launches and outputs of a run on tensors without data: seen, not made. `target`: None is the H100."""
     from mbv3fast.kernels._common import watch_launches
 
     values = {
         name: torch.empty(shape, dtype=op.spec.dtype_of(name, dtype), device="meta") for name, shape in inputs.items()
     }
-    weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors.values()}
     launches: list[Launch] = []
     with watch_launches(launches.append):
-        outputs = as_tuple(op.run(**values, **tensors, **options))
-    return traffic_of(launches, weights)._replace(scratch=_scratch(launches, outputs))
+        outputs = as_tuple(op.run(**values, **tensors, **options, target=target))
+    return launches, outputs
+
+
+def storages(tensors: Mapping[str, Tensor]) -> set[StorageWeakRef]:
+    """What tells whether a tensor that a launch is given is one of these."""
+    return {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors.values()}
 
 
 def traffic_of(launches: Sequence[Launch], weights: set[StorageWeakRef]) -> Traffic:
@@ -67,8 +85,8 @@ def traffic_of(launches: Sequence[Launch], weights: set[StorageWeakRef]) -> Traf
 
 def _scratch(launches: Sequence[Launch], outputs: tuple[Tensor, ...]) -> int:
     """Bytes of the tensors that are written and not put out."""
-    storages = [tensor.untyped_storage() for launch in launches for tensor in launch.writes.values()]
-    sizes = {StorageWeakRef(storage): storage.nbytes() for storage in storages}
+    written = [tensor.untyped_storage() for launch in launches for tensor in launch.writes.values()]
+    sizes = {StorageWeakRef(storage): storage.nbytes() for storage in written}
     put_out = {StorageWeakRef(output.untyped_storage()) for output in outputs}
     return sum(size for storage, size in sizes.items() if storage not in put_out)
 

@@ -10,7 +10,6 @@ import functools
 
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 import mbv3fast
@@ -64,6 +63,8 @@ def digit_tiles() -> Tensor:
 @torch.inference_mode(False)
 def photographs(count: int, size: int = PHOTOGRAPH_SIZE, seed: int = 0) -> Tensor:
     """Random square crops of scikit-learn's two photographs, [count, 3, size, size]."""
+    from sklearn.datasets import load_sample_images  # which takes a second to import
+
     images = [Image.fromarray(image) for image in load_sample_images().images]
     transform = Preprocess(resize=size, crop=size)
     generator = torch.Generator().manual_seed(seed)

@@ -62,9 +62,9 @@ def by_engine(model: Network, x: Tensor) -> list[Tensor]:
         return tensors(model(x))
 
 
-def allowance(plain: Tensor, truth: Tensor) -> Error:
+def allowance(plain: Tensor, truth: Tensor, factor: float = FACTOR) -> Error:
     """What the rule allows where `plain` is PyTorch's own result."""
-    error = Error.of(plain, truth).times(FACTOR)
+    error = Error.of(plain, truth).times(factor)
     unit = torch.finfo(plain.dtype).eps
     size = Error.of(truth, torch.zeros_like(truth)).times(unit)
     return Error(error.largest + size.largest, error.rms + size.rms)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import candidates as trying
 from benchmarks import tune as tuning
 from benchmarks.tune import Ask, meta_plans
 from mbv3fast.kernels.configs import Config
 from mbv3fast.kernels.tuned import complete
 from mbv3fast.ops import OPS
 from mbv3fast.ops.target import Target
+from mbv3fast.steps import step_arguments, step_inputs
 
 CHIP = "NVIDIA H100 80GB HBM3"
 HEADER = {"gpu": CHIP, "date": "2026-01-01", "torch": "2.13.0", "triton": "3.7.1", "driver": 13000}
@@ -43,10 +43,8 @@ def planned_asks(images: int, dtype: torch.dtype, target: Target) -> list[Ask]:
     """What the steps of the plans ask `target`."""
     asks = []
     for plan in meta_plans(dtype):
-        shapes = plan.shapes((images, 3, 224, 224))
-        for step in plan.steps:
-            inputs = {argument: shapes[value] for argument, value in step.inputs.items()}
+        for step, inputs in step_inputs(plan, (images, 3, 224, 224)):
             recorder = tuning.Recorder(*target)
-            OPS[step.op].run(**trying.arguments(step, inputs, plan.dtype, META), target=recorder)
+            OPS[step.op].run(**step_arguments(step, inputs, plan.dtype, META), target=recorder)
             asks += recorder.asks
     return asks

@@ -15,7 +15,7 @@ import mbv3fast
 ROOT = Path(mbv3fast.__file__).parent
 # From the ground. A name covers the package's modules below it.
 FLOORS = (
-    ("tables", "assets", "atomic", "_version", "kernels"),
+    ("tables", "assets", "atomic", "_version", "gpus", "kernels"),
     ("config",),
     ("layers", "preprocess", "torch_state", "backend", "opaque"),
     ("reference", "description"),
@@ -24,8 +24,9 @@ FLOORS = (
     ("model",),
     ("weights",),
     ("fold", "freshness", "plan"),
-    ("lower", "engine", "graphs"),
-    ("disagreement", "program"),
+    ("lower", "engine", "graphs", "launches", "alternatives"),
+    ("disagreement", "program", "timing", "cost"),
+    ("steps", "ceilings"),
     ("selfcheck",),
     ("service",),
     ("serving",),

@@ -21,6 +21,7 @@ from mbv3fast.kernels.tuned import read
 from mbv3fast.ops import OPS
 from mbv3fast.ops.target import Target
 from mbv3fast.plan import Step
+from mbv3fast.steps import step_arguments
 from tests.tables import CPU, HEADER, NEVER, PRODUCT
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -54,7 +55,7 @@ class Stand:
         """The entry that it gets."""
         tensors = {"weight": torch.empty(40, 32, 1, 1, device="meta"), "bias": torch.empty(40, device="meta")}
         step = Step("pointwise_conv", ("step",), {"x": "x"}, tensors, {"activation": "hardswish"})
-        given = functools.partial(trying.arguments, step, {"x": (1, 32, 10, 10)}, torch.float32)
+        given = functools.partial(step_arguments, step, {"x": (1, 32, 10, 10)}, torch.float32)
         bench = Bench(CPU, Target(), HEADER, self.timer)
         tune_step(bench, self.table, step, functools.cache(given), NEVER)
         ops = read(path)["ops"] if (path := self.table._path).exists() else {}

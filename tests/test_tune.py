@@ -19,6 +19,7 @@ from mbv3fast.kernels import tuned as tables
 from mbv3fast.kernels.configs import HEURISTICS, Config
 from mbv3fast.kernels.tuned import read, tuned
 from mbv3fast.ops.target import Target
+from mbv3fast.steps import step_arguments
 from tests.tables import HEADER, META, NEVER, PRODUCT, entry, planned_asks, product
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -61,7 +62,7 @@ def test_a_table_answers_all_that_plans_ask_since_they_have_it(dry: Path, monkey
 def test_a_later_launch_is_timed_behind_what_was_found_for_the_first(tmp_path: Path) -> None:
     plan = meta_plans(torch.float16)[1]
     step = next(step for step in plan.steps if step.op == "depthwise_excite_project")
-    given = functools.partial(trying.arguments, step, {"x": (1, 16, 112, 112)}, plan.dtype)
+    given = functools.partial(step_arguments, step, {"x": (1, 16, 112, 112)}, plan.dtype)
     timed: list[Mapping[str, Config]] = []
 
     def timer(run: Any) -> float:

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from mbv3fast.backend import BackendError, interpreted
 from mbv3fast.cli.options import DTYPES
 from mbv3fast.factory import large, small
-from mbv3fast.ops import OPS
-from mbv3fast.plan import Plan, Shape, Step
-from mbv3fast.traffic import Traffic, kernel_traffic, traffic_of
+from mbv3fast.launches import PlannedLaunch, planned_launches
 
 if TYPE_CHECKING:
-    from mbv3fast.kernels._common import Launch
     from mbv3fast.kernels.offline import Compiled
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 _COLUMNS = ("step", "kernel", "runs", "CTAs", "registers", "spilled B", "shared KB", "activation KB", "partial KB")
-
-
-class PlannedLaunch(NamedTuple):
-    """A launch of a plan, the step that makes it, and the bytes that it moves."""
-
-    step: Step
-    launch: Launch
-    traffic: Traffic
 
 
 @click.command(short_help="Compile the kernels of a forward.")
@@ -66,21 +54,6 @@ def kernels(model: str, batch: int, size: int, dtype: str, arch: str, markdown: 
         click.echo(line(("---", "---", *["---:"] * len(_COLUMNS[2:]))))
     for row in _rows(list(planned_launches(network.plan(), shape)), int(arch)):
         click.echo(line(row))
-
-
-def planned_launches(plan: Plan, shape: Shape) -> Iterator[PlannedLaunch]:
-    """Every launch of a Triton plan for an input of `shape` [N, C, H, W], in order; none is made."""
-    from mbv3fast.kernels._common import watch_launches
-
-    shapes = plan.shapes(shape)
-    for step in plan.steps:
-        seen: list[Launch] = []
-        inputs = {argument: shapes[name] for argument, name in step.inputs.items()}
-        with watch_launches(seen.append):
-            kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, plan.dtype)
-        weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in step.tensors.values()}
-        for launch in seen:
-            yield PlannedLaunch(step, launch, traffic_of([launch], weights))
 
 
 def _rows(launches: list[PlannedLaunch], capability: int) -> Iterator[tuple[str, ...]]:

@@ -1,0 +1,261 @@
+"""What is timed, as data that any process makes the same tensors from: a network, one op, or one step of a plan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+import mbv3fast
+from mbv3fast import reference
+from mbv3fast.ceilings import chip_of
+from mbv3fast.cost import call_floor, plan_cost
+from mbv3fast.fast import FusedMobileNetV3
+from mbv3fast.ops import OPS
+from mbv3fast.plan import Plan, Step
+from mbv3fast.steps import step_arguments, step_inputs, step_reference, step_run
+from mbv3fast.timing import Run
+from tests.peers import PEERS, trained_state
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+AT_HAND = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+_STATES: dict[str, dict[str, Tensor]] = {}  # by variant
+_CHUNK = 32  # images at once in float64, which takes memory
+
+
+class Right(NamedTuple):
+    """A case's result in float64, and PyTorch's own in the case's dtype; on the CPU both."""
+
+    truth: Tensor
+    plain: Tensor
+
+
+class Case(Protocol):
+    """`str(case)` is its name in the tests' ids."""
+
+    dtype: str
+    batch: int
+
+    def shared(self) -> bytes:
+        """The weights, for processes that would else each make them; empty where they need none."""
+
+    def adopt(self, shared: bytes) -> None:
+        """Take what another process shares."""
+
+    def right(self, device: torch.device) -> Right:
+        """What every contender must compute."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a results file says of it."""
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """torchvision's Large or Small with calibrated random weights, on random images [batch, 3, size, size]."""
+
+    variant: str
+    dtype: str
+    batch: int
+    size: int = 224
+
+    def __str__(self) -> str:
+        return f"{self.variant}-{self.dtype}-{self.batch}-{self.size}"
+
+    def shared(self) -> bytes:
+        return save(self._state())
+
+    def adopt(self, shared: bytes) -> None:
+        _STATES[self.variant] = load(shared)
+
+    def _state(self) -> dict[str, Tensor]:
+        if self.variant not in _STATES:
+            _STATES[self.variant] = trained_state(f"torchvision {self.variant} 1.0")
+        return _STATES[self.variant]
+
+    def network(self, device: torch.device) -> nn.Module:
+        """torchvision's, in eval mode."""
+        model = PEERS[f"torchvision {self.variant} 1.0"].build()
+        model.load_state_dict(self._state())
+        return model.to(device, DTYPES[self.dtype]).eval()
+
+    def ours(self, device: torch.device) -> FusedMobileNetV3:
+        """The same network from `mbv3fast`."""
+        build = mbv3fast.large if self.variant == "large" else mbv3fast.small
+        model = build(weights=self._state(), source="torchvision")
+        return model.to(device, DTYPES[self.dtype]).eval()
+
+    def images(self, device: torch.device) -> Tensor:
+        shape = (self.batch, 3, self.size, self.size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, DTYPES[self.dtype])
+
+    def right(self, device: torch.device) -> Right:
+        network, x = self.network(device), self.images(device)
+        with torch.inference_mode():
+            plain = torch.cat([network(part) for part in x.split(_CHUNK)])
+            network.double()
+            truth = torch.cat([network(part.double()) for part in x.split(_CHUNK)])
+        return Right(truth.cpu(), plain.cpu())
+
+    def facts(self) -> dict[str, Any]:
+        return {"variant": self.variant, "size": self.size}
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """A call of a public op on random tensors: the sizes of the symbols in its Spec, its options, its extra inputs."""
+
+    op: str
+    dtype: str
+    sizes: tuple[tuple[str, int], ...]
+    options: tuple[tuple[str, Any], ...]
+    extras: tuple[str, ...] = ()
+
+    @property
+    def batch(self) -> int:
+        return dict(self.sizes)["N"]
+
+    def __str__(self) -> str:
+        sizes = dict(self.sizes)
+        names = {"C": "c", "M": "m", "S": "s", "H": "h", "k": "k"}
+        parts = [f"{short}{sizes[symbol]}" for symbol, short in names.items() if symbol in sizes]
+        options = dict(self.options)
+        parts += ["stride2"] * (options.get("stride") == 2) + list(self.extras)
+        parts += [options["activation"]] * bool(options.get("activation"))
+        return "-".join((self.op, self.dtype, str(self.batch), *parts))
+
+    @classmethod
+    def of(cls, step: Step, inputs: dict[str, tuple[int, ...]], dtype: str) -> OpCase:
+        """A step's call; `inputs`: the shapes of what it takes from other steps."""
+        sizes = {symbol: size for symbol, size in step.sizes(inputs).items() if symbol.isalpha()}
+        spec, given = OPS[step.op].spec, {**inputs, **step.tensors}
+        extras = tuple(arg.name for arg in spec.args if arg.optional and arg.name in given)
+        return cls(step.op, dtype, tuple(sorted(sizes.items())), tuple(sorted(step.options.items())), extras)
+
+    def shared(self) -> bytes:
+        return b""
+
+    def adopt(self, shared: bytes) -> None:
+        pass
+
+    def tensors(self, device: torch.device) -> dict[str, Tensor]:
+        """By the names of the op's arguments, all of the case's dtype; images in channels_last memory."""
+        sizes, generator = dict(self.sizes), torch.Generator().manual_seed(0)
+        tensors = {}
+        for arg in OPS[self.op].spec.args:
+            if arg.optional and arg.name not in self.extras:
+                continue
+            shape = [int(symbol) if symbol.isdigit() else sizes[symbol] for symbol in arg.shape.split()]
+            fan_in = torch.Size(shape[1:]).numel() if arg.name.endswith("weight") else 1
+            tensor = (torch.randn(shape, generator=generator) / fan_in**0.5).to(device, DTYPES[self.dtype])
+            image = arg.shape.startswith("N") and len(shape) == 4
+            tensors[arg.name] = tensor.contiguous(memory_format=torch.channels_last) if image else tensor
+        return tensors
+
+    def refer(self, tensors: dict[str, Tensor]) -> Tensor:
+        """By plain PyTorch."""
+        result: Tensor = getattr(reference, f"{self.op}_ref")(**tensors, **dict(self.options))
+        return result
+
+    def right(self, device: torch.device) -> Right:
+        tensors = self.tensors(device)
+        with torch.inference_mode():
+            plain = self.refer(tensors)
+            truth = self.refer({name: tensor.double() for name, tensor in tensors.items()})
+        return Right(truth.cpu(), plain.cpu())
+
+    def facts(self) -> dict[str, Any]:
+        sizes, options = dict(self.sizes), dict(self.options)
+        shape = "x".join(str(sizes[symbol]) for symbol in ("N", "C", "H", "W") if symbol in sizes)
+        kernel, stride = sizes.get("k"), options.get("stride")
+        words = [shape, *([f"{kernel}x{kernel} stride {stride}"] if kernel else [])]
+        words += [f"{word} {sizes[symbol]}" for symbol, word in (("S", "squeeze"), ("M", "to")) if symbol in sizes]
+        words += [*self.extras, *([options["activation"]] if options.get("activation") else [])]
+        floor, bound = call_floor(self.op, sizes, self._bytes(), DTYPES[self.dtype], chip_of(AT_HAND)[0])
+        counted = {"macs": OPS[self.op].spec.macs(sizes), "bytes": self._bytes(), "floor_s": floor, "bound": bound}
+        return {"op": self.op, "shape": ", ".join(words), **counted}
+
+    def _bytes(self) -> int:
+        """Of the inputs read once, weights among them, and the output written once."""
+        spec, sizes = OPS[self.op].spec, dict(self.sizes)
+        shapes = [arg.shape.split() for arg in spec.args if not arg.optional or arg.name in self.extras]
+        read = sum(torch.Size(int(s) if s.isdigit() else sizes[s] for s in shape).numel() for shape in shapes)
+        written = sum(torch.Size(shape).numel() for shape in spec.output_shapes(sizes))
+        return (read + written) * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A step of the plan that a backend runs, on random tensors."""
+
+    variant: str
+    dtype: str
+    batch: int
+    size: int
+    backend: str
+    index: int
+
+    def _step(self) -> tuple[Step, dict[str, tuple[int, ...]]]:
+        plan = meta_plan(self.variant, self.dtype, self.backend)
+        return step_inputs(plan, (self.batch, 3, self.size, self.size))[self.index]
+
+    def __str__(self) -> str:
+        name = self._step()[0].name.replace(".", "_")
+        return f"{self.variant}-{self.dtype}-{self.batch}-{self.size}-{self.index:02}-{name}"
+
+    def shared(self) -> bytes:
+        return b""
+
+    def adopt(self, shared: bytes) -> None:
+        pass
+
+    def tensors(self, device: torch.device) -> dict[str, Any]:
+        """By the names of the op's arguments, with its options."""
+        step, inputs = self._step()
+        torch.manual_seed(0)
+        return step_arguments(step, inputs, DTYPES[self.dtype], device)
+
+    def run(self, device: torch.device) -> Run:
+        """A call of what serves the step."""
+        return step_run(self.backend, self._step()[0], self.tensors(device), device)
+
+    def right(self, device: torch.device) -> Right:
+        step, given = self._step()[0], self.tensors(device)
+        with torch.inference_mode():
+            plain = step_reference(step, given, DTYPES[self.dtype])
+            return Right(step_reference(step, given, torch.float64).cpu(), plain.cpu())
+
+    def facts(self) -> dict[str, Any]:
+        step, inputs = self._step()
+        plan = meta_plan(self.variant, self.dtype, self.backend)
+        cost = plan_cost(plan, (self.batch, 3, self.size, self.size), chip_of(AT_HAND)[0]).steps[self.index]
+        network = {"variant": self.variant, "size": self.size, "op": step.op, "step": step.name, "index": self.index}
+        counted = {"bytes": cost.compulsory, "macs": cost.macs, "launches": cost.launches}
+        floor = {"floor_s": cost.floor_seconds, "bound": cost.bound}
+        return {**network, "shape": "x".join(map(str, inputs["x"])), **counted, **floor}
+
+
+def op_cases(dtype: str, batches: tuple[int, ...], size: int = 224) -> Iterator[OpCase]:
+    """Every distinct call of the depthwise, pointwise and squeeze-excite ops that Large or Small need."""
+    found: dict[OpCase, None] = {}
+    for batch in batches:
+        for backend in ("torch", "triton"):
+            for variant in ("large", "small"):
+                for step, inputs in step_inputs(meta_plan(variant, dtype, backend), (batch, 3, size, size)):
+                    joined = step.op in ("depthwise_project", "depthwise_excite_project")
+                    single = step.op in ("depthwise_conv", "squeeze_excite", "pointwise_conv")
+                    if joined or (single and backend == "torch"):
+                        found[OpCase.of(step, inputs, dtype)] = None
+    yield from sorted(found, key=lambda case: (batches.index(case.batch), case.op))
+
+
+@functools.cache
+def meta_plan(variant: str, dtype: str, backend: str) -> Plan:
+    """The plan of torchvision's network for a backend, without data."""
+    with torch.device("meta"):
+        model = (mbv3fast.large if variant == "large" else mbv3fast.small)(source="torchvision", backend=backend)
+        return model.to(DTYPES[dtype]).eval().plan()

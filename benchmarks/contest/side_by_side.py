@@ -1,0 +1,120 @@
+"""Contenders side by side on a case: the same tensors, results compared before and after, turns taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from benchmarks.contest.cases import Case, Right
+from benchmarks.contest.contenders import OURS, Contender
+from benchmarks.contest.workers import RefusedError, View, Worker
+from tests.numerics import FACTOR, Error, allowance
+
+TURNS = 5
+OTHERS_FACTOR = 10  # of PyTorch's own error; peers' rounding is their own, what must be seen is another network
+Answer = TypeVar("Answer")
+
+
+class Limits(NamedTuple):
+    """Seconds that a contender may take to be ready, and for a turn."""
+
+    prepare: float = 300
+    turn: float = 60
+
+
+@dataclass
+class Timed:
+    """What was measured of a contender: the seconds of calls in each view, those that it took to be ready, by how much
+    it and PyTorch err; or why it was refused.
+    """
+
+    torch_error: Error
+    seconds: dict[View, list[float]] = field(default_factory=dict)
+    prepared_s: float | None = None
+    error: Error | None = None
+    refused: str = ""
+
+    def errors(self) -> dict[str, float] | None:
+        """As results files have them."""
+        if self.error is None:
+            return None
+        theirs = {"torch_max": self.torch_error.largest, "torch_rms": self.torch_error.rms}
+        return {"max": self.error.largest, "rms": self.error.rms, **theirs}
+
+
+class SideBySide:
+    """Contenders' processes on a kind of device, kept from case to case."""
+
+    def __init__(self, device: str, limits: Limits) -> None:
+        self._device, self._limits = device, limits
+        self._workers: dict[Contender, Worker] = {}
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def measure(self, case: Case, contenders: Sequence[Contender], rounds: Mapping[View, int]) -> dict[str, Timed]:
+        """By name, in the views of `rounds`, with at least so many calls of each."""
+        right = case.right(torch.device(self._device))
+        torch_error = Error.of(right.plain, right.truth)
+        race = {contender: Timed(torch_error, refused=contender.lacks(self._device)) for contender in contenders}
+        for group in _groups(contenders, self._device):
+            for contender in group:
+                self._try(contender, race, Worker.begin, case)
+            for contender in group:
+                prepared = self._try(contender, race, Worker.prepared, self._limits.prepare)
+                if prepared is not None:
+                    race[contender].prepared_s = prepared.seconds
+                    race[contender].seconds = {view: [] for view in rounds if view in prepared.views}
+                    _compare(contender, race[contender], prepared.result, right)
+        for view, count in rounds.items():
+            for _ in range(TURNS):
+                for contender, timed in race.items():
+                    if view in timed.seconds:
+                        turn = (view, ceil(count / TURNS), self._limits.turn)
+                        timed.seconds[view] += self._try(contender, race, Worker.seconds, *turn) or []
+        for contender, timed in race.items():
+            result = self._try(contender, race, Worker.result, self._limits.turn)
+            if result is not None:
+                _compare(contender, timed, result, right)
+        return {contender.name: timed for contender, timed in race.items()}
+
+    def _try(
+        self, contender: Contender, race: Mapping[Contender, Timed], ask: Callable[..., Answer], *arguments: Any
+    ) -> Answer | None:
+        """What its worker answers; None where it was refused, or is now."""
+        if race[contender].refused:
+            return None
+        if contender not in self._workers:
+            self._workers[contender] = Worker(contender, self._device)
+        try:
+            return ask(self._workers[contender], *arguments)
+        except RefusedError as error:
+            race[contender].refused = str(error)
+            del self._workers[contender]
+        return None
+
+
+def _groups(contenders: Sequence[Contender], device: str) -> Iterator[list[Contender]]:
+    """Those that get ready together: all, but for those that time a GPU's kernels meanwhile."""
+    alone = [contender for contender in contenders if contender.tunes and device == "cuda"]
+    yield [contender for contender in contenders if contender not in alone]
+    yield from ([contender] for contender in alone)
+
+
+def _compare(contender: Contender, timed: Timed, result: Tensor, right: Right) -> None:
+    """Refuse what computed something else."""
+    factor = FACTOR if contender.name.startswith(OURS) else OTHERS_FACTOR
+    if result.shape != right.truth.shape:
+        timed.refused = f"computes {list(result.shape)}, needs {list(right.truth.shape)}"
+        return
+    timed.error, allowed = Error.of(result, right.truth), allowance(right.plain, right.truth, factor)
+    if not timed.error.within(allowed):
+        errs, may = (f"{error.largest:.3g} (RMS {error.rms:.3g})" for error in (timed.error, allowed))
+        timed.refused = f"errs by {errs}, may by {may}"

@@ -1,0 +1,157 @@
+"""A process for each contender, as a user's program is one: what hangs or crashes there costs its time limit, and no
+other contender anything; what its allocator, its caches and its compiler keep stays its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.contest.cases import Case
+from benchmarks.contest.contenders import GRAPHED, Contender, Ready
+from mbv3fast.timing import device_seconds, latency_seconds, replayed, stream_seconds
+
+View = Literal["latency", "stream", "device warm", "device cold"]
+IN_A_STREAM = 20  # calls made one behind another
+
+
+class RefusedError(Exception):
+    """Why a contender isn't timed."""
+
+
+class Prepared(NamedTuple):
+    """What a contender computed, float64, and the seconds that it took to be ready, its first result included."""
+
+    result: Tensor
+    seconds: float
+    views: tuple[View, ...]
+
+
+class Worker:
+    """The near end of a contender's process. All methods raise RefusedError; the process is then gone."""
+
+    def __init__(self, contender: Contender, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._near, far = context.Pipe()
+        self._process = context.Process(target=_serve, args=(far, contender, device), daemon=True)
+        self._process.start()
+        far.close()
+
+    def begin(self, case: Case) -> None:
+        """Make it ready for a case; `prepared` waits for that."""
+        self._send(("prepare", case, case.shared()))
+
+    def prepared(self, limit: float) -> Prepared:
+        result, seconds, views = self._receive(limit)
+        return Prepared(torch.from_numpy(result), seconds, views)
+
+    def seconds(self, view: View, rounds: int, limit: float) -> list[float]:
+        """Of each of so many calls."""
+        self._send(("time", view, rounds))
+        times: list[float] = self._receive(limit)
+        return times
+
+    def result(self, limit: float) -> Tensor:
+        """Of the last call that was timed."""
+        self._send(("result",))
+        return torch.from_numpy(self._receive(limit))
+
+    def close(self) -> None:
+        self._near.close()
+        self._process.kill()
+        self._process.join()
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        try:
+            self._near.send(message)
+        except OSError:
+            raise self._refused("its process has ended") from None
+
+    def _receive(self, limit: float) -> Any:
+        try:
+            if not self._near.poll(limit):
+                raise self._refused(f"no answer in {limit:g} s")
+            kind, answer = self._near.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise self._refused(f"its process ended with exit code {self._process.exitcode}") from None
+        if kind == "failed":
+            raise self._refused(answer)
+        return answer
+
+    def _refused(self, reason: str) -> RefusedError:
+        self.close()
+        return RefusedError(reason)
+
+
+def _serve(connection: Connection, contender: Contender, device: str) -> None:
+    """Answer what a Worker sends, until it is closed."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = True  # the fastest of cuDNN's kernels, not the likeliest
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everybody
+    session = _Session(contender, torch.device(device))
+    with torch.inference_mode():
+        while True:
+            try:
+                kind, *arguments = connection.recv()
+            except EOFError:
+                return
+            try:
+                answer = ("done", getattr(session, kind)(*arguments))
+            except Exception as error:  # whatever a peer raises is why it isn't timed
+                answer = ("failed", f"{type(error).__name__}: {error}"[:500])
+            connection.send(answer)
+
+
+class _Session:
+    """What a process knows between two messages."""
+
+    def __init__(self, contender: Contender, device: torch.device) -> None:
+        self._contender, self._device = contender, device
+        self._ready: Ready | None = None
+        self._last: Any = None
+
+    def prepare(self, case: Case, shared: bytes) -> tuple[Any, float, tuple[View, ...]]:
+        self._ready = self._last = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        case.adopt(shared)
+        begin = time.perf_counter()
+        with torch.inference_mode(False), torch.no_grad():  # since edits of what is made there can't be seen
+            self._ready = ready = self._contender.prepare(case, self._device)
+        self._last = ready.run()
+        ready.wait(self._last)
+        seconds = time.perf_counter() - begin
+        views: tuple[View, ...] = ("latency",) if self._device.type == "cpu" else ("latency", "stream")
+        return self.result(), seconds, views + (("device warm", "device cold") if ready.by_events else ())
+
+    def result(self) -> Any:
+        assert self._ready is not None
+        return self._ready.fetch(self._last).numpy()
+
+    def time(self, view: View, rounds: int) -> list[float]:
+        ready = self._ready
+        assert ready is not None
+
+        def run() -> Any:
+            self._last = ready.run()
+            return self._last
+
+        if view == "latency":
+            return latency_seconds(run, ready.wait, rounds)
+        if view == "stream":
+            return stream_seconds(run, ready.wait, rounds, IN_A_STREAM)
+        cold = view == "device cold"
+        if not ready.graphed:
+            return device_seconds(run, rounds, cold=cold)
+        calls = 1 if cold else GRAPHED
+        replay = replayed(run, calls)
+        times = device_seconds(replay, rounds, cold=cold, calls=calls)
+        self._last = self._last.clone()  # whose memory is the graph's
+        return times

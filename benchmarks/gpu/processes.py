@@ -1,0 +1,82 @@
+"""Commands with a limit of time, which leave nothing behind however they end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+_GRACE = 10  # seconds between asking a command to end, upon which pytest still writes its rows, and forcing it
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+class OverError(Exception):
+    """The time was over."""
+
+
+def run(commands: Sequence[Sequence[str]], log: TextIO, limit: float, at_once: int, root: Path) -> list[str]:
+    """Run commands in the folder `root`, `at_once` of them side by side; what went wrong with each that failed.
+
+    Their output goes to `log`. Raises OverError, with what went wrong, if not all have ended within `limit` seconds;
+    those that run are then ended, with all that they started.
+    """
+    waiting, running, faults = list(commands), list[subprocess.Popen[bytes]](), list[str]()
+    end = time.monotonic() + limit
+    try:
+        while (waiting or running) and time.monotonic() < end:
+            while waiting and len(running) < at_once:
+                running.append(_start(waiting.pop(0), log, root))
+            time.sleep(0.05)
+            faults += [f"{shown(p.args)}: exit code {p.returncode}" for p in running if p.poll()]
+            running = [process for process in running if process.returncode is None]
+        faults += [f"{shown(process.args)}: no end in {limit:.0f} s" for process in running]
+        faults += [f"{shown(command)}: had no turn" for command in waiting]
+    finally:
+        _stop(running)
+    if running or waiting:
+        raise OverError("; ".join(faults))
+    return faults
+
+
+def shown(command: object) -> str:
+    """A command without the folders of this machine."""
+    assert isinstance(command, (list, tuple))
+    return " ".join(os.path.basename(part) if os.path.isabs(part) else part for part in command)
+
+
+def _start(command: Sequence[str], log: TextIO, root: Path) -> subprocess.Popen[bytes]:
+    log.write(f"$ {shown(command)}\n")
+    log.flush()
+    return subprocess.Popen(
+        command,
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_at_birth,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(root)},
+    )
+
+
+def _at_birth() -> None:
+    """A run that is killed leaves nothing on the GPU; a run in a shell's background, deaf to SIGINT, hears for it."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    for number in (signal.SIGINT, signal.SIGKILL):
+        end = time.monotonic() + _GRACE
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))

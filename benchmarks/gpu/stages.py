@@ -1,0 +1,216 @@
+"""What a run on a GPU consists of, most wanted first; each stage is commands with limits of time, and no code of ours
+between them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PYTHON = (sys.executable, "-m")
+PLANS = (("triton", "layers"),)  # backend and plan, of those that there are
+_AT_ONCE = min(8, os.cpu_count() or 1)  # processes that mostly compile
+_SLOWEST = 3  # steps that are looked at with ncu
+_SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats", "LaunchStats")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands, `at_once` of them side by side; all have `limit` seconds together. `lacks`: why it is skipped.
+
+    late: more commands, known only when it starts.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    limit: float
+    at_once: int = 1
+    lacks: str = ""
+    late: Callable[[], Iterator[tuple[str, ...]]] | None = None
+
+
+def stages(out: Path, dry: bool) -> list[Stage]:
+    """Of a run whose results go to `out`; dry: the same stages on a CPU, tiny."""
+    return [
+        _environment(dry),
+        _build(),
+        *_plans(dry),
+        _tests("tests", "test_every_step_agrees or layouts or bound or streams or graph", dry),
+        _tune("tune", out, ("1", "128"), 2.0, dry),
+        *_networks(out, dry, first=True),
+        _steps(out, dry),
+        _sanitizer("memcheck", dry),
+        _sanitizer("racecheck", dry),
+        *_ops(out, dry),
+        _ncu(out, dry),
+        *_networks(out, dry, first=False),
+        _tests("tests-all", "", dry),
+        _tune("tune-more", out, ("1", "128", "8", "32"), 8.0, dry),
+    ]
+
+
+def rows_folder(out: Path) -> Path:
+    """Where suites leave their files, one a stage."""
+    return out / "rows"
+
+
+def _module(name: str, *arguments: str) -> tuple[str, ...]:
+    return (*PYTHON, name, *arguments)
+
+
+def _environment(dry: bool) -> Stage:
+    shown = () if dry else (("nvidia-smi",),)
+    return Stage("environment", (*shown, _module("mbv3fast", "doctor"), _module("pip", "list")), 60)
+
+
+def _build() -> Stage:
+    there = (ROOT / "csrc" / "CMakeLists.txt").exists()
+    return Stage("build", (_module("mbv3fast", "build"),), 180, lacks="" if there else "there is no csrc yet")
+
+
+def _plans(dry: bool) -> Iterator[Stage]:
+    """Every plan, at the batches that matter most; the first time a kernel runs it may hang, here alone."""
+    for backend, plan in PLANS:
+        for dtype in ("float16", "bfloat16", "float32"):
+            checks = [
+                (variant, "--dtype", dtype, "--batch", batch, "--backend", backend, "--plan", plan)
+                for batch in ("1", "8", "128")
+                for variant in ("large", "small")
+            ]
+            if dry:
+                small = ("small", "--dtype", "float32", "--batch", "1", "--size", "32", "--backend", "auto")
+                checks = [small] if dtype == "float32" else []
+            commands = tuple(_module("benchmarks.gpu.check_plan", *check) for check in checks)
+            lacks = "" if commands else "the CPU's plan is of float32"
+            yield Stage(f"plan-{plan}-{dtype}", commands, 100, _AT_ONCE, lacks)
+
+
+def _tests(name: str, chosen: str, dry: bool) -> Stage:
+    parallel = () if dry else ("-n", str(_AT_ONCE))
+    some = ("-k", chosen) if chosen else ()
+    return Stage(name, (_module("pytest", "tests/test_gpu.py", "-q", *parallel, *some),), 120 if chosen else 400)
+
+
+def _tune(name: str, out: Path, batches: tuple[str, ...], minutes: float, dry: bool) -> Stage:
+    """Into the kernels' own tables, so that what is timed afterwards runs by them."""
+    minutes = 0.1 if dry else minutes
+    only = ("--dry-run", "--out", str(out / "tuned.json")) if dry else ()
+    command = _module("benchmarks.tune", "--minutes", str(minutes), "--batches", *batches, *only)
+    return Stage(name, (command,), 60 * minutes + 60)
+
+
+def _bench(name: str, out: Path, suite: str, chosen: str, limit: float, dry: bool) -> Stage:
+    """A suite's rows whose ids have `chosen` in them."""
+    tiny = ("--tiny",) if dry else ()
+    results = (
+        "--benchmark-json",
+        str(rows_folder(out) / f"{name}.json"),
+        "--benchmark-columns",
+        "median,iqr,min,max,rounds",
+    )
+    ready = ("--limit", str(limit / 2))
+    command = _module("pytest", f"benchmarks/bench_{suite}.py", "-q", "-k", chosen, *ready, *tiny, *results)
+    return Stage(name, (command,), limit)
+
+
+def _networks(out: Path, dry: bool, first: bool) -> Iterator[Stage]:
+    if dry:
+        few = " and (mbv3fast- or torchvision)"
+        wanted = {"small-float32-1-32": "", "small-float32-2-32": few} if first else {"large-float32-1-32": few}
+        for case, some in wanted.items():
+            yield _bench(f"networks-{case}", out, "networks", case + some, 120, dry)
+        return
+    main = [f"{variant}-float16-{batch}-224" for batch in (1, 128, 8) for variant in ("large", "small")]
+    if first:
+        for case in main:
+            yield _bench(f"networks-{case}", out, "networks", _but(case, "max-autotune"), 100, dry)
+        return
+    for case in main:  # ours again, so that what is set side by side was measured side by side
+        chosen = f"{case} and (max-autotune or mbv3fast-)"
+        yield _bench(f"networks-{case}-autotuned", out, "networks", chosen, 400, dry)
+    others = [f"float16-{batch}-224" for batch in (2, 4, 16, 32, 64, 256, 512)]
+    others += [f"bfloat16-{batch}-224" for batch in (1, 128, 8, 2, 4, 16, 32, 64, 256, 512)]
+    others += [f"float32-{batch}-224" for batch in (1, 8, 128)]
+    others += [f"float16-{batch}-{size}" for size in (160, 320) for batch in (1, 8, 128)]
+    for case in others:
+        yield _bench(f"networks-{case}", out, "networks", _but(f"e-{case} or l-{case}", "max-autotune"), 200, dry)
+
+
+def _but(case: str, without: str) -> str:
+    return f"({case}) and not {without}" if without else case
+
+
+def _steps(out: Path, dry: bool) -> Stage:
+    return _bench("steps", out, "steps", "float32" if dry else "float16", 120, dry)
+
+
+def _ops(out: Path, dry: bool) -> Iterator[Stage]:
+    for op in ("depthwise_conv", "squeeze_excite", "pointwise_conv", "depthwise_project", "depthwise_excite_project"):
+        if not dry:
+            yield _bench(f"ops-{op}", out, "ops", f"ops[{op}", 300, dry)
+    if dry:
+        yield _bench("ops", out, "ops", "float32", 90, dry)
+
+
+def _tool(name: str, dry: bool) -> tuple[str, str]:
+    """A tool's path, and why it can't be used."""
+    path = shutil.which(name)
+    return (path or name), ("" if dry or path else f"{name} is not installed")
+
+
+def _sanitizer(tool: str, dry: bool) -> Stage:
+    program, lacks = _tool("compute-sanitizer", dry)
+    watched = () if dry else (program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20")
+    size, dtype, backend = ("32", "float32", "auto") if dry else ("64", "float16", "triton")
+    whole = ("small", "--dtype", dtype, "--batch", "3", "--size", size, "--backend", backend, "--eager", "--whole")
+    return Stage(tool, ((*watched, *_module("benchmarks.gpu.check_plan", *whole)),), 150, lacks=lacks)
+
+
+def _ncu(out: Path, dry: bool) -> Stage:
+    program, lacks = _tool("ncu", dry)
+
+    def commands() -> Iterator[tuple[str, ...]]:
+        for number, row in enumerate(_slowest(rows_folder(out) / "steps.json")):
+            kept = [part for section in _SECTIONS for part in ("--section", section)]
+            asked = (
+                "--clock-control",
+                "none",
+                "--kernel-name",
+                "regex:^_",
+                "--launch-skip",
+                "4",
+                "--launch-count",
+                "3",
+            )
+            log = ("--csv", "--page", "details", "--log-file", str(out / f"ncu-{number}.csv"))
+            watched = () if dry else (program, *asked, *kept, *log)
+            step = (
+                row["variant"],
+                "--batch",
+                str(row["batch"]),
+                "--size",
+                str(row["size"]),
+                "--index",
+                str(row["index"]),
+            )
+            yield (*watched, *_module("benchmarks.gpu.run_step", *step, "--dtype", row["dtype"]))
+
+    return Stage("ncu", (), 120, lacks=lacks, late=commands)
+
+
+def _slowest(results: Path) -> list[dict[str, Any]]:
+    """The steps that took longest, of those that were timed; of one op and batch the slowest alone."""
+    if not results.exists():
+        return []
+    rows = json.loads(results.read_text(encoding="utf-8"))["benchmarks"]
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: -row["stats"]["median"] / row["extra_info"]["batch"]):
+        found.setdefault((row["extra_info"]["op"], row["extra_info"]["batch"]), row["extra_info"])
+    return list(found.values())[:_SLOWEST]

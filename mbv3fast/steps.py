@@ -1,0 +1,55 @@
+"""The steps of a plan one by one, on random tensors that are in place: what it takes to time them apart."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbv3fast import reference
+from mbv3fast.disagreement import with_random_weights
+from mbv3fast.ops import OPS
+from mbv3fast.ops.op import as_tuple, empty
+from mbv3fast.ops.target import target_of
+from mbv3fast.plan import SPECS, Plan, Shape, Step
+from mbv3fast.timing import Run
+from mbv3fast.torch_ops import TORCH_OPS
+
+_OPEN = 99.0  # a bias for a scale of 1: where squeeze-excite works in place, values would vanish call by call
+
+
+def step_inputs(plan: Plan, shape: Shape) -> list[tuple[Step, dict[str, Shape]]]:
+    """Each step with the shapes of what it takes from others, for an input of `shape` [N, C, H, W]."""
+    shapes = plan.shapes(shape)
+    return [(step, {name: shapes[value] for name, value in step.inputs.items()}) for step in plan.steps]
+
+
+def step_arguments(step: Step, inputs: Mapping[str, Shape], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Random tensors for a step, and its options."""
+    spec = SPECS[step.op]
+    kinds = {arg.name: arg.kind for arg in spec.args}
+    given: dict[str, Any] = dict(step.options)
+    for name, shape in inputs.items():
+        like = torch.empty(0, dtype=spec.dtype_of(name, dtype), device=device)
+        given[name] = (like.new_empty(shape) if kinds[name] == "image" else empty(shape, like=like)).normal_()
+    given |= dict(with_random_weights(step, device).tensors)
+    if step.op == "squeeze_excite":
+        given["fc2_bias"].fill_(_OPEN)
+    return given
+
+
+def step_run(backend: str, step: Step, given: Mapping[str, Any], device: torch.device) -> Run:
+    """A call of what a plan for `backend` runs for the step."""
+    if backend == "torch":
+        return functools.partial(TORCH_OPS[step.op], **given)
+    return functools.partial(OPS[step.op].run, **given, target=target_of(device, pdl=True))
+
+
+def step_reference(step: Step, given: Mapping[str, Any], dtype: torch.dtype | None = None) -> Tensor:
+    """What the step must compute, in `dtype` where one is given."""
+    if dtype is not None:
+        given = {name: value.to(dtype) if isinstance(value, Tensor) else value for name, value in given.items()}
+    return as_tuple(getattr(reference, f"{step.op}_ref")(**given))[0]
