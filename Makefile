@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-full test-kernels lint bench clean
+.PHONY: demo test test-full test-kernels lint bench readme-performance clean
 KERNEL_TESTS := tests/kernels tests/interpreted
 
 demo: $(READY)
@@ -36,6 +36,9 @@ lint: $(READY)
 bench: $(PEERS)
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json results.json
 	$(BIN)/python -m benchmarks.report results.json --out build/report
+
+readme-performance: $(READY)
+	$(BIN)/python -m benchmarks.report benchmarks/results/*/*.json --out build/report --readme README.md
 
 $(READY): requirements-dev.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)

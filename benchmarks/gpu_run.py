@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.gpu.processes import OverError, run
 from benchmarks.gpu.stages import PYTHON, ROOT, Stage, rows_folder, stages
+from benchmarks.reporting.merging import merged, save
 from mbv3fast.atomic import replacing
 from mbv3fast.kernels.tuned import TABLES
 
@@ -102,20 +103,8 @@ def run_stage(stage: Stage, out: Path, left: float, attempts: int = 1) -> Outcom
     return Outcome(stage.name, status, round(time.monotonic() - begin, 1), why, attempts)
 
 
-def merge(out: Path) -> dict[str, Any]:
-    """All rows in one file in the form of pytest-benchmark's; empty where there are none."""
-    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(rows_folder(out).glob("*.json"))]
-    if not parts:
-        return {}
-    whole: dict[str, Any] = max(parts, key=lambda part: part["datetime"])
-    whole |= {key: [row for part in parts for row in part[key]] for key in ("benchmarks", "refused")}
-    with replacing(out / "results.json") as path:
-        path.write_text(json.dumps(whole, indent=1), encoding="utf-8")
-    return whole
-
-
 def report(out: Path) -> Outcome:
-    """Tables and charts of what `merge` wrote."""
+    """Tables and charts of results.json."""
     command = (*PYTHON, "benchmarks.report", str(out / "results.json"), "--out", str(out))
     return run_stage(Stage("report", (command,), 120), out, 120)
 
@@ -176,8 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows_folder(out).mkdir(parents=True, exist_ok=True)
     journal, todo = Journal(path, options.dry_run), stages(out, options.dry_run)
     run_all(todo, out, journal, until)
-    whole = merge(out)
+    whole = merged(sorted(rows_folder(out).glob("*.json")))
     if whole:
+        save(whole, out / "results.json")
         print(_line(report(out)))
     for line in summary(whole):
         print(line)

@@ -47,7 +47,7 @@ def device_seconds(run: Run, rounds: int, *, cold: bool = False, calls: int = 1)
     cold: with nothing of its data in the L2 cache, else with what the call before has left there. Either way the GPU
     has work before the first event, so that its wait for the host isn't counted, unless the host is slower throughout.
     """
-    before = torch.empty(_FLUSH, dtype=torch.uint8, device="cuda").zero_ if cold else run
+    before = _flush() if cold else run
     times = []
     for _ in range(WARM_UP + rounds):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -76,6 +76,11 @@ def replayed(run: Run, calls: int = 1) -> Run:
         return result
 
     return replayed_once
+
+
+def _flush() -> Run:
+    """What leaves nothing but zeros in the L2 cache."""
+    return torch.empty(_FLUSH, dtype=torch.uint8, device="cuda").zero_
 
 
 def _timed(call: Run, rounds: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Reports of benchmark results, from files made here: every number in them is invented."""
+"""Reports of benchmark results."""
 
 from __future__ import annotations
 
@@ -14,71 +14,16 @@ pytest.importorskip("matplotlib")
 
 from PIL import Image
 
-from benchmarks.report import BEGIN, END, main
-from benchmarks.reporting.charts import digits, duration
-from benchmarks.reporting.rows import DRY, ResultsError, merge, read
-
-H100 = {"name": "NVIDIA H100", "driver": "580.1", "capability": "9.0"}
-NETWORK = {"suite": "networks", "device": "gpu", "variant": "large", "batch": 1, "size": 224, "dtype": "float16"}
-STEP = {**NETWORK, "suite": "steps", "contender": "mbv3fast", "view": "device", "launches": 2}
-CPU = {"device": "cpu", "dtype": "float32", "view": "latency"}
-
-
-def row(us: float, contender: str = "mbv3fast", **extra: Any) -> dict[str, Any]:
-    stats = {"median": us / 1e6, "iqr": us / 1e7, "q1": us / 1e6, "q3": us / 1e6}
-    named = {**NETWORK, "view": "latency", "cache": None, "contender": contender}
-    return {"name": "bench", "stats": stats, "extra_info": {**named, "p50": us / 1e6, "p99": us / 5e5, **extra}}
-
-
-def refusal(contender: str, reason: str, **extra: Any) -> dict[str, Any]:
-    return {**NETWORK, "view": "latency", "cache": None, "contender": contender, "reason": reason, **extra}
-
-
-class Files:
-    """Writes result files into a folder, and runs the report on them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.readme = folder, folder / "README.md"
-        self.readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-
-    def write(self, name: str, *rows: Any, refused: Any = (), day: int = 1, gpu: Any = H100, **machine: Any) -> Path:
-        info = {"gpu": gpu, "cpu": {"brand_raw": "A CPU"}, "cores": 2, "versions": {"torch": "2.11"}, "dry_run": False}
-        whole = {"datetime": f"2026-11-{day:02}T12:00:00", "machine_info": {**info, **machine}}
-        path = self.folder / name
-        path.write_text(json.dumps({**whole, "benchmarks": rows, "refused": list(refused)}))
-        return path
-
-    def report(self, *paths: Path) -> str:
-        assert main([*map(str, paths), "--out", str(self.folder / "out")]) == 0
-        return (self.folder / "out" / "report.md").read_text()
-
-    def readme_of(self, *paths: Path, check: bool = False) -> int:
-        options = ["--out", str(self.folder / "out"), "--readme", str(self.readme), *(["--check"] if check else [])]
-        return main([*map(str, paths), *options])
+from benchmarks.report import main
+from benchmarks.reporting.markdown import digits, duration
+from benchmarks.reporting.readme import BEGIN, END
+from benchmarks.reporting.rows import ResultsError, merge, read
+from tests.reports import CPU, H100, NETWORKS, STEP, Files, below, refusal, row
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
-
-
-def below(text: str, title: str) -> list[str]:
-    """The table under a title, without its second line."""
-    lines = text.partition(f"{title}\n\n")[2].partition("\n\n")[0].splitlines()
-    return [line.strip("| ") for line in (*lines[:1], *lines[2:])]
-
-
-NETWORKS = (
-    row(200, prepared_s=3.21),
-    row(180, view="device", cache="warm"),
-    row(260, view="device", cache="cold"),
-    row(1234.5, "torchvision"),
-    row(150, "faster | <peer>"),
-    row(900, batch=8),
-    row(800, batch=8, view="stream"),
-    row(400, "torchvision", batch=8, view="stream"),
-    row(2000, "timm", batch=8),
-)
 
 
 @pytest.mark.parametrize(
@@ -228,59 +173,23 @@ def test_equal_input_gives_equal_output(files: Files) -> None:
     assert written(*paths) == written(*reversed(paths))
 
 
-def test_the_readme(files: Files) -> None:
-    gpu = files.write("gpu.json", *NETWORKS, refused=[refusal("JAX", "not installed")])
-    cpu = files.write("cpu.json", row(9000, **CPU), row(6000, "OV", **CPU), row(50000, **CPU, batch=8), gpu=None)
-    assert files.readme_of(gpu, cpu) == 0
-    text = files.readme.read_text()
-    assert re.fullmatch(f"before\n{BEGIN}\nGPU: NVIDIA H100, .*driver 580.1, .*{END}\nafter\n", text, re.S)
-    on_gpu, _, on_cpu = text.partition("\nCPU: A CPU, 2 cores, float32, 224x224, torch 2.11, 2026-11-01:")
-    assert below(on_gpu, "below 1 it is the slower.") == [
-        "network | contender | batch 1 | ratio | images/s, batch 8 | ratio",
-        r"Large | faster \| &lt;peer> | 150 us | 0.75x | - | -",
-        "Large | **mbv3fast** | 200 us | 1.00x | 10,000 | 1.00x",
-        "Large | torchvision | 1.23 ms | 6.17x | 20,000 | 0.50x",
-        "Large | timm | - | - | 4,000 (latency) | -",
-    ]
-    assert "Not timed: JAX: not installed" in on_gpu
-    assert (
-        "| Large | OV | 6.00 ms | 0.67x | - | - |\n| Large | **mbv3fast** | 9.00 ms | 1.00x | 50.0 ms | 1.00x |"
-        in on_cpu
-    )
-
-
-def test_a_readme_without_a_gpu(files: Files) -> None:
-    path = files.write("cpu.json", row(9000, **CPU), gpu=None)
-    assert main([str(path), "--readme", str(files.readme)]) == 0
-    assert f"{BEGIN}\nNot measured on a GPU yet.\n\nCPU: A CPU" in files.readme.read_text()
-    assert (path.parent / "report.md").exists(), "beside the results"
-
-
-def test_check(files: Files, capsys: Any) -> None:
-    path = files.write("a.json", *NETWORKS)
-    assert files.readme_of(path, check=True) == 1
-    assert "README.md: its section on performance is not" in capsys.readouterr().err
-    assert sorted(p.name for p in files.folder.iterdir()) == ["README.md", "a.json"]
-    assert files.readme_of(path) == 0
-    assert files.readme_of(path, check=True) == 0
-    files.readme.write_text(files.readme.read_text().replace("200 us", "100 us"))
-    assert files.readme_of(path, check=True) == 1
-
-
-def test_dry_runs_say_so_and_stay_out_of_the_readme(files: Files, capsys: Any) -> None:
-    dry = files.write("dry.json", *NETWORKS, gpu=None, dry_run=True)
-    real = files.write("real.json", row(200))
-    before = files.readme.read_text()
-    assert files.readme_of(real, dry) == 1
-    assert f"dry.json: {DRY}" in capsys.readouterr().err
-    assert files.readme.read_text() == before
-    assert files.report(dry).startswith(f"# Measurements of mbv3fast ({DRY})\n")
-    png = (files.folder / "out" / "gpu-1-large-float16-224-latency.png").read_bytes()
-    text = files.report(dry, real)
-    assert text.startswith("# Measurements of mbv3fast\n")
-    assert f"## GPU: no GPU (machine 2) ({DRY})\n" in text
-    files.report(files.write("dry.json", *NETWORKS, gpu={**H100, "name": "no GPU"}))
-    assert (files.folder / "out" / "gpu-1-large-float16-224-latency.png").read_bytes() != png, "its title says so"
+def test_results_to_keep(files: Files, capsys: Any) -> None:
+    commit = {"id": "abc", "time": "then", "dirty": False, "branch": "mine"}
+    paths = [files.write("a.json", row(200), refused=[refusal("JAX", "hung")]), files.write("b.json", row(300, "timm"))]
+    for path in paths:
+        whole = json.loads(path.read_text()) | {"version": "5", "commit_info": commit}
+        whole["benchmarks"][0] |= {"group": "g", "params": {}}
+        whole["benchmarks"][0]["stats"]["data"] = [0.0002] * 2000
+        path.write_text(json.dumps(whole))
+    kept = files.folder / "kept.json"
+    assert main([*map(str, paths), "--out", str(files.folder / "out"), "--save", str(kept)]) == 0
+    assert read(kept) == merge([read(path) for path in paths])
+    assert "data" not in kept.read_text()
+    assert "mine" not in kept.read_text()
+    assert kept.read_text().count("\n") < 20, "a line a row"
+    other = files.write("c.json", row(200), gpu=None, dry_run=True)
+    assert main([str(paths[0]), str(other), "--out", str(files.folder / "out"), "--save", str(kept)]) == 1
+    assert "c.json is of another machine" in capsys.readouterr().err
 
 
 def test_errors_are_a_line_and_nothing_is_written(files: Files, capsys: Any) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contest.cases import NetworkCase, OpCase, StepCase
+from benchmarks.names import GPU_ONLY, OURS
 from mbv3fast import ops
 from mbv3fast.ops import pack_taps
 from mbv3fast.timing import Run, Wait, replayed, waiter
 
-OURS = "mbv3fast"
 GRAPHED = 20  # calls of an op in a graph, so that the host's time isn't in the figure
 
 
@@ -49,7 +49,7 @@ def anywhere(_device: str) -> str:
 
 
 def gpu_only(device: str) -> str:
-    return "" if device == "cuda" else "needs a CUDA device"
+    return "" if device == "cuda" else GPU_ONLY
 
 
 def importable(name: str) -> str:

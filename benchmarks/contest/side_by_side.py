@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.contest.cases import Case, Right
-from benchmarks.contest.contenders import OURS, Contender
+from benchmarks.contest.contenders import Contender
 from benchmarks.contest.workers import RefusedError, View, Worker
+from benchmarks.names import OURS
 from tests.numerics import FACTOR, Error, allowance
 
 TURNS = 5

@@ -1,11 +1,10 @@
-"""The charts of a report, as PNG files' bytes, and how it writes rows and numbers."""
+"""The charts of a report, as PNG files' bytes."""
 
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import matplotlib
@@ -13,32 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.reporting.rows import DRY, OURS, Machine, Results, Row, Subject
+from benchmarks.names import OURS
+from benchmarks.reporting.grouping import VIEWS, Group, Lines, batches_of, by_batch, dates, groups
+from benchmarks.reporting.rows import DRY, Results, Row
 
-VIEWS = {
-    "latency": "from the call to its synchronised result",
-    "device": "by the GPU's events",
-    "stream": "calls enqueued back to back",
-}
 # Okabe and Ito's colours, which the colour-blind tell apart; ours has one to itself. Markers differ as well.
 _OURS, *_COLOURS = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F"
 _MARKERS = "sD^vP*X"
 _DPI = 130
-
-Lines = dict[str, dict[int, Row]]  # contender, batch, row
-
-
-class Group(NamedTuple):
-    """What a table or a chart is of."""
-
-    machine: Machine
-    device: str
-    variant: str
-    dtype: str
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.variant.capitalize()}, {self.dtype}, {self.size}x{self.size}"
 
 
 class Chart(NamedTuple):
@@ -47,88 +28,6 @@ class Chart(NamedTuple):
     name: str  # of its file
     title: str
     png: bytes
-
-
-def groups(rows: Iterable[Row]) -> dict[Group, list[Row]]:
-    """The rows of networks and of their steps, by what they are of."""
-    found: dict[Group, list[Row]] = {}
-    for row in rows:
-        group = Group(row.machine, row.device, row.variant or "", row.dtype or "", row.size or 0)
-        found.setdefault(group, []).append(row)
-    return dict(sorted(found.items()))
-
-
-def digits(value: float, count: int = 3) -> str:
-    """As many significant digits, and no exponent."""
-    rounded = float(f"{value:.{count - 1}e}")
-    places = count - 1 - math.floor(math.log10(rounded)) if rounded else 0
-    return f"{rounded:,.{max(places, 0)}f}"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{digits(seconds * 1e6)} us" if float(f"{seconds:.2e}") < 1e-3 else f"{digits(seconds * 1e3)} ms"
-
-
-def ratio(theirs: float | None, ours: float | None) -> str:
-    return f"{digits(theirs / ours, 3 if theirs >= ours else 2)}x" if theirs and ours else ""
-
-
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f}%"
-
-
-def table(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Markdown, without the columns that no row fills, the first `left` of them aligned to the left."""
-    lines = [head, ["---" if column < left else "---:" for column in range(len(head))], *body]
-    kept = [column for column in range(len(head)) if any(row[column] for row in body)]
-    return [*(f"| {' | '.join(cell(line[column]) for column in kept)} |" for line in lines), ""]
-
-
-def cell(text: str) -> str:
-    """One line of plain text; our own name is bold."""
-    plain = " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
-    return f"**{plain}**" if plain == OURS else plain or "-"
-
-
-def dates(rows: Iterable[Subject]) -> str:
-    """The day they were measured on, or the first and the last."""
-    days = sorted({row.when.date().isoformat() for row in rows})
-    return " to ".join(days[:1] + days[1:][-1:])
-
-
-def by_batch(rows: Iterable[Row], views: Sequence[str]) -> tuple[str, Lines]:
-    """The first of `views` that there is; for each contender its rows by batch, the fastest at large batches first.
-
-    A contender without that view has another's rows, and its name says so.
-    """
-    chosen: dict[str, dict[str, dict[int, Row]]] = {}
-    for row in rows:
-        if row.view and row.view in views and row.batch:
-            chosen.setdefault(row.contender, {}).setdefault(row.view, {})[row.batch] = row
-    view = next((view for view in views if any(view in found for found in chosen.values())), views[-1])
-    lines = {}
-    for contender, found in chosen.items():
-        own = next(view for view in views if view in found)
-        lines[contender if own == view else f"{contender} ({own})"] = dict(sorted(found[own].items()))
-    batches = batches_of(lines)[::-1]
-
-    def order(name: str) -> tuple[Any, ...]:
-        return (*(lines[name][batch].median if batch in lines[name] else math.inf for batch in batches), name)
-
-    return view, {name: lines[name] for name in sorted(lines, key=order)}
-
-
-def batches_of(lines: Lines) -> list[int]:
-    return sorted({batch for line in lines.values() for batch in line})
-
-
-def largest_batch(rows: Sequence[Row]) -> int:
-    """The largest batch that each network was timed at, by ours if it was."""
-    ours = [row for row in rows if row.contender == OURS] or rows
-    batches = [{row.batch or 0 for row in found if row.view != "device"} for found in groups(ours).values()]
-    return max(set.intersection(*batches) or set.union(*batches), default=1)
 
 
 def draw(results: Results) -> list[Chart]:

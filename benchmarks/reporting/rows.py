@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-OURS = "mbv3fast"
 DRY = "dry run: tiny sizes, times mean nothing"
 _NEEDED = {
     "networks": ("variant", "batch", "size", "dtype", "view"),

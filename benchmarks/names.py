@@ -1,0 +1,4 @@
+"""Words that who measures and who reports must spell alike."""
+
+OURS = "mbv3fast"
+GPU_ONLY = "needs a CUDA device"

@@ -1,0 +1,116 @@
+"""The suites as pytest-benchmark's users know them: JSON, comparison, histograms; refusals in words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.conftest import Recording
+from benchmarks.gpu.stages import ROOT
+
+CASE = "pointwise_conv-float32-1-"
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_ops.py", "-q", "--tiny", "-p", "no:cacheprovider"]
+    return subprocess.run([*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a run of one op, with a histogram beside it."""
+    folder = tmp_path_factory.mktemp("results")
+    chosen = f"{CASE} and (mbv3fast or PyTorch)"
+    named = ("--benchmark-json", folder / "ops.json", "--benchmark-histogram", folder / "times")
+    ran = bench("-k", chosen, *named, "--benchmark-save-data")
+    assert ran.returncode == 0, ran.stdout
+    return folder / "ops.json"
+
+
+def test_rows_have_all_that_reports_need(results: Path) -> None:
+    whole = json.loads(results.read_text())
+    assert "node" not in whole["machine_info"], "a machine's name is nobody's business"
+    assert whole["machine_info"]["dry_run"] is True
+    assert whole["machine_info"]["versions"]["torch"]
+    rows: dict[str, Any] = {row["extra_info"]["contender"]: row for row in whole["benchmarks"]}
+    assert rows.keys() == {"mbv3fast", "PyTorch"}
+    for row in rows.values():
+        facts, stats = row["extra_info"], row["stats"]
+        assert (facts["suite"], facts["op"], facts["batch"], facts["dtype"]) == ("ops", "pointwise_conv", 1, "float32")
+        assert stats["rounds"] == len(stats["data"]) == 5
+        assert 0 < stats["min"] <= facts["p50"] <= facts["p99"]
+        assert facts["bytes"] > 0 < facts["macs"]
+        assert facts["floor_s"] > 0
+        assert facts["error"]["rms"] <= 2 * facts["error"]["torch_rms"] + 1e-6
+        assert facts["prepared_s"] > 0
+    assert whole["refused"] == []
+
+
+def test_histograms(results: Path) -> None:
+    assert [path.suffix for path in results.parent.glob("times*")] == [".svg"]
+
+
+def test_comparisons(results: Path, tmp_path: Path) -> None:
+    again = (
+        "--benchmark-compare",
+        results,
+        "--benchmark-compare-fail",
+        "median:99999%",
+        "--benchmark-storage",
+        tmp_path,
+    )
+    ran = bench("-k", f"{CASE} and PyTorch", *again)
+    assert ran.returncode == 0, ran.stdout
+    assert "(NOW)" in ran.stdout
+
+
+def test_a_clock_passes_what_was_recorded() -> None:
+    clock = Recording()
+    clock.load([0.25, 0.5])
+    readings = [clock()]
+    for _ in range(2):
+        clock.advance()
+        readings.append(clock())
+    assert readings == [0, 0.25, 0.75]
+
+
+REFUSING = """
+import pytest
+from benchmarks.contest.contenders import Contender
+from tests import contenders
+
+OURS = Contender("mbv3fast", contenders.anywhere, contenders._wrong)
+ALL = (contenders.RIGHT, contenders.WRONG, contenders.LACKS, OURS)
+
+def rounds(*_):
+    return 5
+
+@pytest.mark.parametrize("view", ["latency"])
+@pytest.mark.parametrize("contender", ALL, ids=lambda contender: contender.name)
+@pytest.mark.parametrize("case", [contenders.CASE], ids=str)
+def bench_refusing(record):
+    record()
+"""
+
+
+def test_ours_fails_and_others_are_skipped_where_they_compute_something_else(tmp_path: Path) -> None:
+    suite = ROOT / "benchmarks" / "bench_refusing.py"
+    json_path = tmp_path / "refused.json"
+    suite.write_text(REFUSING)
+    try:
+        command = [sys.executable, "-m", "pytest", str(suite), "-q", "--benchmark-json", str(json_path)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    finally:
+        suite.unlink()
+    assert "1 failed, 1 passed, 2 skipped" in ran.stdout, ran.stdout
+    whole = json.loads(json_path.read_text())
+    assert [row["extra_info"]["contender"] for row in whole["benchmarks"]] == ["right"]
+    reasons = {no["contender"]: no["reason"] for no in whole["refused"]}
+    assert reasons.pop("lacks") == "isn't installed"
+    assert all(reason.startswith("errs by") for reason in reasons.values())
+    assert reasons.keys() == {"wrong", "mbv3fast"}

@@ -1,0 +1,177 @@
+"""Runs of stages: bounded, written down as they end, cut and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_run
+from benchmarks.gpu.processes import OverError, run
+from benchmarks.gpu.stages import ROOT, Stage, stages
+from benchmarks.gpu_run import ATTEMPTS, Journal, Outcome, main, run_all, run_stage
+
+LONG = 10**3  # seconds
+SCRIPT = """
+import sys
+from pathlib import Path
+from benchmarks import gpu_run
+from benchmarks.gpu.stages import Stage
+
+done = Path(sys.argv[1])
+
+def stage(name, seconds):
+    code = f"import time; time.sleep({{seconds}}); open({{str(done)!r}}, 'a').write('{{name}} ')"
+    return Stage(name, ((sys.executable, "-c", code.format(name=name, seconds=seconds, done=done)),), 60)
+
+gpu_run.stages = lambda out, dry: [stage("first", 0), stage("second", {second}), stage("third", 0)]
+sys.exit(gpu_run.main(["--dry-run", "--out", sys.argv[2], *sys.argv[3:]]))
+"""
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def stage(name: str, *codes: str, limit: float = 30, **named: object) -> Stage:
+    return Stage(name, tuple(map(python, codes)), limit, **named)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "stages.json", dry=True)
+
+
+def statuses(journal: Journal) -> dict[str, str]:
+    return {name: outcome.status for name, outcome in journal.outcomes.items()}
+
+
+def test_each_stage_ends_as_its_commands_do(tmp_path: Path, journal: Journal) -> None:
+    todo = [
+        stage("good", "print('said')"),
+        stage("bad", "import sys; sys.exit(3)", "pass"),
+        stage("hangs", "import time; time.sleep(1000)", limit=1),
+        stage("lacking", "assert False", lacks="there is none"),
+        Stage("empty", (), 10, late=lambda: iter(())),
+        Stage("late", (), 10, late=lambda: iter([python("print('late')")])),
+    ]
+    begin = time.monotonic()
+    run_all(todo, tmp_path, journal, time.monotonic() + LONG)
+    assert time.monotonic() - begin < 15
+    assert statuses(journal) == {
+        "good": "passed",
+        "bad": "failed",
+        "hangs": "timed out",
+        "lacking": "skipped",
+        "empty": "skipped",
+        "late": "passed",
+    }
+    outcomes = journal.outcomes
+    assert outcomes["bad"].why.endswith("exit code 3")
+    assert outcomes["hangs"].why.endswith("no end in 1 s")
+    assert outcomes["lacking"].why == "there is none"
+    assert (tmp_path / "logs" / "good.log").read_text().endswith("said\n")
+    assert Journal(tmp_path / "stages.json", dry=True).outcomes == outcomes, "all is written down"
+
+
+def test_the_minutes_bound_the_run_and_what_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_run, "_LEAST", 0.5)
+    todo = [stage("good", "pass"), stage("cut", "import time; time.sleep(1000)"), stage("never", "pass")]
+    for attempt in range(1, ATTEMPTS + 1):
+        journal = Journal(tmp_path / "stages.json", dry=True)
+        run_all(todo, tmp_path, journal, time.monotonic() + 2)
+        assert statuses(journal) == {"good": "passed", "cut": "cut"}
+        assert journal.outcomes["cut"].attempts == attempt
+    run_all(todo, tmp_path, journal, time.monotonic() + LONG)
+    assert statuses(journal) == {"good": "passed", "cut": "cut", "never": "passed"}, "the others get their turn"
+
+
+def test_commands_side_by_side(tmp_path: Path) -> None:
+    codes = [f"import time; time.sleep(1); open({str(tmp_path / str(i))!r}, 'w')" for i in range(4)]
+    begin = time.monotonic()
+    assert run_stage(stage("four", *codes, at_once=4), tmp_path, LONG).status == "passed"
+    assert time.monotonic() - begin < 3.5
+    assert len(list(tmp_path.glob("[0-3]"))) == 4
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_what_a_command_started_ends_with_it(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    child = "import time, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(1000)"
+    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    code += f"open({str(pid)!r}, 'w').write(str(p.pid)); p.wait()"
+    with (tmp_path / "log").open("w") as log, pytest.raises(OverError):
+        run([python(code)], log, 2, 1, ROOT)
+    deadline = time.monotonic() + 5
+    while alive(int(pid.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(int(pid.read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_in_the_middle_and_resumed_all_is_done_once(tmp_path: Path, number: int) -> None:
+    done, out = tmp_path / "done", tmp_path / "out"
+    slow, quick = (python(SCRIPT.format(second=second)) for second in (1000, 0))
+    process = subprocess.Popen([*slow, str(done), str(out)], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not _began(out, "second") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.wait(30)
+    assert done.read_text() == "first "
+    result = subprocess.run([*quick, str(done), str(out), "--resume"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert done.read_text() == "first second third "
+    assert "all stages have ended" in result.stdout
+    attempts = {entry["name"]: entry["attempts"] for entry in json.loads((out / "stages.json").read_text())["stages"]}
+    assert attempts == {"first": 1, "second": 2, "third": 1}
+
+
+def _began(out: Path, name: str) -> bool:
+    try:
+        entries = json.loads((out / "stages.json").read_text())["stages"]
+    except (OSError, ValueError):
+        return False
+    return any(entry["name"] == name for entry in entries)
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*arguments: str) -> str:
+        assert main(["--out", str(tmp_path), *arguments]) == 1
+        return capsys.readouterr().err
+
+    assert "needs a CUDA device; --dry-run does without" in said()
+    Journal(tmp_path / "stages.json", dry=False).put(Outcome("environment", "passed"))
+    assert "holds a run: --resume goes on with it" in said("--dry-run")
+    assert "holds a real run: give another --out" in said("--dry-run", "--resume")
+    (tmp_path / "stages.json").write_text("[")
+    assert "stages.json: " in said("--dry-run", "--resume")
+
+
+def test_real_stages_are_in_order_and_bounded(tmp_path: Path) -> None:
+    """What can't run here is at least well formed: names once, limits, programs that there are."""
+    real, dry = stages(tmp_path, dry=False), stages(tmp_path, dry=True)
+    names = [each.name for each in real]
+    assert len(set(names)) == len(names)
+    assert {each.name for each in dry} >= {"environment", "build", "tests", "tune", "memcheck", "racecheck", "ncu"}
+    order = [names.index(name) for name in ("environment", "build", "plan-layers-float16", "tests", "tune")]
+    assert order == sorted(order)
+    assert names.index("networks-large-float16-1-224") < names.index("networks-large-float16-128-224")
+    assert all(0 < each.limit <= 600 for each in real)
+    for each in real:
+        for command in each.commands:
+            if command[:2] == (sys.executable, "-m") and command[2].startswith("benchmarks"):
+                assert (ROOT / Path(*command[2].split("."))).with_suffix(".py").exists()
