@@ -59,7 +59,7 @@ def _check_report(out: Path) -> None:
     assert text.startswith("# Measurements of mbv3fast (dry run")
     for title in ("### Latency at batch 1", "### By batch", "### By op", "### By step"):
         assert f"\n{title}\n" in text
-    for contender in ("mbv3fast", "torchvision", "timm", "torch.compile", "JAX", "ONNX Runtime", "OpenVINO"):
+    for contender in ("mbv3fast", "torchvision", "timm", "torch.compile default", "JAX", "ONNX Runtime", "OpenVINO"):
         assert f"| {contender} |" in text.replace("**", ""), contender
     assert "TensorRT" in text.partition("Not timed:")[2], "with its reason"
     charts = {path.name for path in out.glob("*.png")}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import mbv3fast
 from mbv3fast import reference
 from mbv3fast.ceilings import chip_of
-from mbv3fast.cost import call_floor, plan_cost
+from mbv3fast.cost import PlanCost, call_floor, plan_cost
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
 from mbv3fast.plan import Plan, Step
@@ -84,9 +84,10 @@ class NetworkCase:
         return model.to(device, DTYPES[self.dtype]).eval()
 
     def ours(self, device: torch.device) -> FusedMobileNetV3:
-        """The same network from `mbv3fast`."""
+        """The same network from `mbv3fast`, on our kernels where there are any, be they slower than PyTorch's."""
         build = mbv3fast.large if self.variant == "large" else mbv3fast.small
-        model = build(weights=self._state(), source="torchvision")
+        backend = "triton" if device.type == "cuda" else "auto"
+        model = build(weights=self._state(), source="torchvision", backend=backend)
         return model.to(device, DTYPES[self.dtype]).eval()
 
     def images(self, device: torch.device) -> Tensor:
@@ -231,8 +232,7 @@ class StepCase:
 
     def facts(self) -> dict[str, Any]:
         step, inputs = self._step()
-        plan = meta_plan(self.variant, self.dtype, self.backend)
-        cost = plan_cost(plan, (self.batch, 3, self.size, self.size), chip_of(AT_HAND)[0]).steps[self.index]
+        cost = _plan_cost(self.variant, self.dtype, self.backend, self.batch, self.size).steps[self.index]
         network = {"variant": self.variant, "size": self.size, "op": step.op, "step": step.name, "index": self.index}
         counted = {"bytes": cost.compulsory, "macs": cost.macs, "launches": cost.launches}
         floor = {"floor_s": cost.floor_seconds, "bound": cost.bound}
@@ -259,3 +259,8 @@ def meta_plan(variant: str, dtype: str, backend: str) -> Plan:
     with torch.device("meta"):
         model = (mbv3fast.large if variant == "large" else mbv3fast.small)(source="torchvision", backend=backend)
         return model.to(DTYPES[dtype]).eval().plan()
+
+
+@functools.cache
+def _plan_cost(variant: str, dtype: str, backend: str, batch: int, size: int) -> PlanCost:
+    return plan_cost(meta_plan(variant, dtype, backend), (batch, 3, size, size), chip_of(AT_HAND)[0])

@@ -44,13 +44,13 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         *_plans(dry),
         _tests("tests", "test_every_step_agrees or layouts or bound or streams or graph", dry),
         _tune("tune", out, ("1", "128"), 2.0, dry),
-        *_networks(out, dry, first=True),
+        *_main_networks(out, dry),
         _steps(out, dry),
         _sanitizer("memcheck", dry),
         _sanitizer("racecheck", dry),
         *_ops(out, dry),
         _ncu(out, dry),
-        *_networks(out, dry, first=False),
+        *_more_networks(out, dry),
         _tests("tests-all", "", dry),
         _tune("tune-more", out, ("1", "128", "8", "32"), 8.0, dry),
     ]
@@ -67,7 +67,7 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
 
 def _environment(dry: bool) -> Stage:
     shown = () if dry else (("nvidia-smi",),)
-    return Stage("environment", (*shown, _module("mbv3fast", "doctor"), _module("pip", "list")), 60)
+    return Stage("environment", (*shown, _module("mbv3fast", "doctor")), 60)
 
 
 def _build() -> Stage:
@@ -107,48 +107,45 @@ def _tune(name: str, out: Path, batches: tuple[str, ...], minutes: float, dry: b
 
 
 def _bench(name: str, out: Path, suite: str, chosen: str, limit: float, dry: bool) -> Stage:
-    """A suite's rows whose ids have `chosen` in them."""
-    tiny = ("--tiny",) if dry else ()
-    results = (
-        "--benchmark-json",
-        str(rows_folder(out) / f"{name}.json"),
-        "--benchmark-columns",
-        "median,iqr,min,max,rounds",
-    )
-    ready = ("--limit", str(limit / 2))
-    command = _module("pytest", f"benchmarks/bench_{suite}.py", "-q", "-k", chosen, *ready, *tiny, *results)
-    return Stage(name, (command,), limit)
+    """The rows of a suite whose ids fit what is `chosen`, an expression for -k."""
+    file = str(rows_folder(out) / f"{name}.json")
+    options = ["-q", "-k", chosen, "--limit", str(limit / 2), *["--tiny"] * dry]
+    options += ["--benchmark-json", file, "--benchmark-columns", "median,iqr,min,max,rounds"]
+    return Stage(name, (_module("pytest", f"benchmarks/bench_{suite}.py", *options),), limit)
 
 
-def _networks(out: Path, dry: bool, first: bool) -> Iterator[Stage]:
-    if dry:
-        few = " and (mbv3fast- or torchvision)"
-        wanted = {"small-float32-1-32": "", "small-float32-2-32": few} if first else {"large-float32-1-32": few}
-        for case, some in wanted.items():
-            yield _bench(f"networks-{case}", out, "networks", case + some, 120, dry)
-        return
-    main = [f"{variant}-float16-{batch}-224" for batch in (1, 128, 8) for variant in ("large", "small")]
-    if first:
-        for case in main:
-            yield _bench(f"networks-{case}", out, "networks", _but(case, "max-autotune"), 100, dry)
-        return
-    for case in main:  # ours again, so that what is set side by side was measured side by side
-        chosen = f"{case} and (max-autotune or mbv3fast-)"
-        yield _bench(f"networks-{case}-autotuned", out, "networks", chosen, 400, dry)
-    others = [f"float16-{batch}-224" for batch in (2, 4, 16, 32, 64, 256, 512)]
-    others += [f"bfloat16-{batch}-224" for batch in (1, 128, 8, 2, 4, 16, 32, 64, 256, 512)]
-    others += [f"float32-{batch}-224" for batch in (1, 8, 128)]
-    others += [f"float16-{batch}-{size}" for size in (160, 320) for batch in (1, 8, 128)]
-    for case in others:
-        yield _bench(f"networks-{case}", out, "networks", _but(f"e-{case} or l-{case}", "max-autotune"), 200, dry)
+_MAIN = [f"{variant}-float16-{batch}-224" for batch in (1, 128, 8) for variant in ("large", "small")]
+_OTHERS = [f"float16-{batch}-224" for batch in (2, 4, 16, 32, 64, 256, 512)]
+_OTHERS += [f"bfloat16-{batch}-224" for batch in (1, 128, 8, 2, 4, 16, 32, 64, 256, 512)]
+_OTHERS += [f"float32-{batch}-224" for batch in (1, 8, 128)]
+_OTHERS += [f"float16-{batch}-{size}" for size in (160, 320) for batch in (1, 8, 128)]
+_QUICK = "mbv3fast- or torchvision or timm or reduce-overhead"  # to be ready, and of torch.compile the likeliest best
+_DRY = {"small-float32-1-32": "", "small-float32-2-32": _QUICK, "large-float32-1-32": _QUICK}
 
 
-def _but(case: str, without: str) -> str:
-    return f"({case}) and not {without}" if without else case
+def _main_networks(out: Path, dry: bool) -> Iterator[Stage]:
+    """What users ask first."""
+    for case, contenders in _DRY.items() if dry else ((case, _QUICK) for case in _MAIN):
+        yield _bench(f"networks-{case}", out, "networks", _among(case, contenders), 150, dry)
+
+
+def _more_networks(out: Path, dry: bool) -> Iterator[Stage]:
+    """Others beside ours again, so that what is set side by side was measured side by side; then the other cases."""
+    for contenders in () if dry else ("JAX", "max-autotune", "compile-default"):
+        for case in _MAIN:
+            chosen = _among(case, f"mbv3fast- or {contenders}")
+            yield _bench(f"networks-{case}-{contenders}", out, "networks", chosen, 400, dry)
+    for case in () if dry else _OTHERS:
+        chosen = f"(e-{case} or l-{case}) and not max-autotune"
+        yield _bench(f"networks-{case}", out, "networks", chosen, 300, dry)
+
+
+def _among(case: str, contenders: str) -> str:
+    return f"{case} and ({contenders})" if contenders else case
 
 
 def _steps(out: Path, dry: bool) -> Stage:
-    return _bench("steps", out, "steps", "float32" if dry else "float16", 120, dry)
+    return _bench("steps", out, "steps", "float32" if dry else "float16", 240, dry)
 
 
 def _ops(out: Path, dry: bool) -> Iterator[Stage]:
@@ -167,40 +164,25 @@ def _tool(name: str, dry: bool) -> tuple[str, str]:
 
 def _sanitizer(tool: str, dry: bool) -> Stage:
     program, lacks = _tool("compute-sanitizer", dry)
-    watched = () if dry else (program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20")
+    uncached = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1")  # so that each tensor is an allocation of its own
+    watched = () if dry else (*uncached, program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20")
     size, dtype, backend = ("32", "float32", "auto") if dry else ("64", "float16", "triton")
     whole = ("small", "--dtype", dtype, "--batch", "3", "--size", size, "--backend", backend, "--eager", "--whole")
     return Stage(tool, ((*watched, *_module("benchmarks.gpu.check_plan", *whole)),), 150, lacks=lacks)
 
 
 def _ncu(out: Path, dry: bool) -> Stage:
+    """The kernels of the slowest steps, once they are known; not their first calls, which compile."""
     program, lacks = _tool("ncu", dry)
+    asked = [part for section in _SECTIONS for part in ("--section", section)]
+    asked += ["--clock-control", "none", "--csv", "--page", "details"]
+    asked += ["--kernel-name", "regex:^_", "--launch-skip", "4", "--launch-count", "3"]
 
     def commands() -> Iterator[tuple[str, ...]]:
         for number, row in enumerate(_slowest(rows_folder(out) / "steps.json")):
-            kept = [part for section in _SECTIONS for part in ("--section", section)]
-            asked = (
-                "--clock-control",
-                "none",
-                "--kernel-name",
-                "regex:^_",
-                "--launch-skip",
-                "4",
-                "--launch-count",
-                "3",
-            )
-            log = ("--csv", "--page", "details", "--log-file", str(out / f"ncu-{number}.csv"))
-            watched = () if dry else (program, *asked, *kept, *log)
-            step = (
-                row["variant"],
-                "--batch",
-                str(row["batch"]),
-                "--size",
-                str(row["size"]),
-                "--index",
-                str(row["index"]),
-            )
-            yield (*watched, *_module("benchmarks.gpu.run_step", *step, "--dtype", row["dtype"]))
+            named = [str(part) for name in ("batch", "size", "dtype", "index") for part in (f"--{name}", row[name])]
+            watched = () if dry else (program, *asked, "--log-file", str(out / f"ncu-{number}.csv"))
+            yield (*watched, *_module("benchmarks.gpu.run_step", row["variant"], *named))
 
     return Stage("ncu", (), 120, lacks=lacks, late=commands)
 
