@@ -17,6 +17,8 @@ from benchmarks.contest.cases import OpCase, op_cases
 from benchmarks.contest.contenders import OP_CONTENDERS
 from benchmarks.contest.workers import View
 
+CONTENDERS = OP_CONTENDERS
+VIEWS: tuple[View, ...] = ("device warm", "device cold")
 BATCHES = (1, 128, 8)
 
 
@@ -29,13 +31,6 @@ def cases(tiny: bool) -> Iterator[OpCase]:
 
 def rounds(_case: OpCase, _view: View, config: pytest.Config) -> int:
     return 5 if config.getoption("--tiny") else 50
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    views: tuple[View, ...] = ("device warm", "device cold") if torch.cuda.is_available() else ("latency",)
-    metafunc.parametrize("case", list(cases(metafunc.config.getoption("--tiny"))), ids=str)
-    metafunc.parametrize("contender", OP_CONTENDERS, ids=[contender.name for contender in OP_CONTENDERS])
-    metafunc.parametrize("view", views, ids=[view.replace(" ", "-") for view in views])
 
 
 def bench_ops(record: Callable[[], None]) -> None:

@@ -14,13 +14,15 @@ from benchmarks.contest.cases import StepCase, meta_plan
 from benchmarks.contest.contenders import STEP_CONTENDERS
 from benchmarks.contest.workers import View
 
+CONTENDERS = STEP_CONTENDERS
+VIEWS: tuple[View, ...] = ("device warm", "device cold")
 BATCHES = (1, 128, 8)
 
 
 def cases(tiny: bool) -> Iterator[StepCase]:
     gpu = torch.cuda.is_available()
     dtype, backend = ("float16", "triton") if gpu else ("float32", "torch")
-    batches = (1,) if tiny or not gpu else BATCHES
+    batches = (1, 2) if tiny else BATCHES if gpu else (1,)
     for batch in batches:
         for variant in ("small",) if tiny else ("large", "small"):
             for index in range(len(meta_plan(variant, dtype, backend).steps)):
@@ -29,13 +31,6 @@ def cases(tiny: bool) -> Iterator[StepCase]:
 
 def rounds(_case: StepCase, _view: View, config: pytest.Config) -> int:
     return 5 if config.getoption("--tiny") else 50
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    views: tuple[View, ...] = ("device warm", "device cold") if torch.cuda.is_available() else ("latency",)
-    metafunc.parametrize("case", list(cases(metafunc.config.getoption("--tiny"))), ids=str)
-    metafunc.parametrize("contender", STEP_CONTENDERS, ids=[contender.name for contender in STEP_CONTENDERS])
-    metafunc.parametrize("view", views, ids=[view.replace(" ", "-") for view in views])
 
 
 def bench_steps(record: Callable[[], None]) -> None:

@@ -20,13 +20,13 @@ from mbv3fast.ops import OPS
 from mbv3fast.ops.op import as_tuple
 from mbv3fast.ops.target import Target
 from mbv3fast.plan import Step
-from mbv3fast.timing import device_seconds, replayed
+from mbv3fast.timing import graph_seconds
 
 MOST = 16  # of an op: each is compiled
 WARPS, STAGES = (2, 4, 8), (2, 3, 4)
 _PER_THREAD = 128  # sums that a thread can hold in its registers, beside all else
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest output
-_CALLS, _ROUNDS = 20, 15  # in a graph; timed replays
+_ROUNDS = 15  # timed replays
 
 Run = Callable[[], tuple[Tensor, ...]]
 
@@ -171,8 +171,8 @@ def agrees(got: Tensor, wanted: Tensor) -> bool:
 
 
 def graph_microseconds(run: Run) -> float:
-    """The median time of a call, of _CALLS in a CUDA graph."""
-    return statistics.median(device_seconds(replayed(run, _CALLS), _ROUNDS, calls=_CALLS)) * 1e6
+    """The median time of a call, among others in a CUDA graph."""
+    return statistics.median(graph_seconds(run, _ROUNDS)) * 1e6
 
 
 def invented_microseconds(run: Run) -> float:

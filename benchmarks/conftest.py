@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
+import json
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.contest.cases import Case
 from benchmarks.contest.contenders import Contender
 from benchmarks.contest.side_by_side import Limits, SideBySide, Timed
 from benchmarks.contest.workers import View
+from benchmarks.machine import DEVICE
+from benchmarks.machine import machine_info as this_machine
 from benchmarks.names import OURS
+from mbv3fast.cost import Floors
+from mbv3fast.selfcheck import sources
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PACKAGES = ("torch", "triton", "torchvision", "timm", "jax", "onnxruntime", "openvino", "torch_tensorrt")
+ENOUGH = 1000  # calls, of which ten are slower than their p99
 REFUSED: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 MEASURED: pytest.StashKey[dict[Any, dict[str, Timed]]] = pytest.StashKey()
 
@@ -33,6 +33,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REFUSED], config.stash[MEASURED] = [], {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A suite that records names its CASES, whether tiny, its CONTENDERS and the VIEWS that it has on a GPU."""
+    if "record" in metafunc.fixturenames:
+        suite = metafunc.module
+        views = suite.VIEWS if DEVICE == "cuda" else ("latency",)
+        metafunc.parametrize("case", list(suite.cases(metafunc.config.getoption("--tiny"))), ids=str)
+        metafunc.parametrize("contender", suite.CONTENDERS, ids=[_slug(c.name) for c in suite.CONTENDERS])
+        metafunc.parametrize("view", views, ids=[_slug(view) for view in views])
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-")
 
 
 class Recording:
@@ -95,15 +109,15 @@ def record(
     """Makes a row of what was timed; skips with the reason where nothing was, fails where that is our fault."""
 
     def make() -> None:
-        known = {**_known(request, case, contender, view), **case.facts()}
+        known = {**_known(request, case, contender, view), **_facts(case, view)}
         seconds = timed.seconds.get(view, [])
         if timed.refused or not seconds:
             reason = timed.refused or f"has no view {view!r}"
             request.config.stash[REFUSED].append({**known, "reason": reason})
             ours = contender.name.startswith(OURS) and not contender.lacks(DEVICE)
             (pytest.fail if ours else pytest.skip)(f"{contender.name}: {reason}")
-        p50, p99 = statistics.median(seconds), statistics.quantiles(seconds, n=100)[98]
-        measured = {"p50": p50, "p99": p99, "prepared_s": timed.prepared_s, "error": timed.errors()}
+        measured: dict[str, Any] = {"p50": statistics.median(seconds), "p99": _p99(seconds), "sources": sources()[:16]}
+        measured |= {"prepared_s": timed.prepared_s, "error": timed.errors()}
         benchmark.group = f"{case} {view}"
         benchmark.params = {"case": str(case), "contender": contender.name, "view": view}  # which JSON can hold
         benchmark.extra_info |= known | measured
@@ -111,6 +125,11 @@ def record(
         benchmark.pedantic(recording.advance, rounds=len(seconds))
 
     return make
+
+
+def _p99(seconds: list[float]) -> float | None:
+    """Of calls enough for it to mean something."""
+    return statistics.quantiles(seconds, n=100, method="inclusive")[98] if len(seconds) >= ENOUGH else None
 
 
 def _known(request: pytest.FixtureRequest, case: Case, contender: Contender, view: View) -> dict[str, Any]:
@@ -127,19 +146,23 @@ def _known(request: pytest.FixtureRequest, case: Case, contender: Contender, vie
     }
 
 
+def _facts(case: Case, view: View) -> dict[str, Any]:
+    """What the case says of itself; of its floors, where it has any, that of the view."""
+    facts = case.facts()
+    floors: Floors | None = facts.pop("floors", None)
+    if floors is None:
+        return facts
+    if view == "device cold":
+        return {**facts, "floor_s": floors.cold_floor_seconds, "bound": floors.cold_bound}
+    return {**facts, "floor_s": floors.floor_seconds, "bound": floors.bound}
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """What times depend on, and no more: not the machine's name."""
     cpu = {name: machine_info["cpu"][name] for name in ("brand_raw", "arch", "count") if name in machine_info["cpu"]}
     system = machine_info["system"]
     machine_info.clear()
-    machine_info |= {
-        "system": system,
-        "cpu": cpu,
-        "gpu": _gpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": {"python": platform.python_version(), **dict(_versions())},
-        "dry_run": config.getoption("--tiny"),
-    }
+    machine_info |= {"system": system, "cpu": cpu, **this_machine(), "dry_run": config.getoption("--tiny")}
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
@@ -147,22 +170,19 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
     output_json["refused"] = config.stash[REFUSED]
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    from mbv3fast import __version__
-
-    yield "mbv3fast", __version__
-    for package in PACKAGES:
-        try:
-            yield package, importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-
-
-def _gpu() -> dict[str, str] | None:
-    if DEVICE == "cpu":
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    driver = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    capability = f"{properties.major}.{properties.minor}"
-    return {"name": properties.name, "driver": driver or "unknown", "capability": capability}
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Reasons alone, where nothing was timed, of which pytest-benchmark writes no file."""
+    config = session.config
+    path = config.getoption("benchmark_json", None)
+    if path and config.stash[REFUSED] and not config._benchmarksession.benchmarks:  # type: ignore[attr-defined]
+        whole = config.hook.pytest_benchmark_generate_json(
+            config=config,
+            benchmarks=[],
+            include_data=False,
+            machine_info=config._benchmarksession.get_machine_info(),  # type: ignore[attr-defined]
+            commit_info=config.hook.pytest_benchmark_generate_commit_info(config=config),
+        )
+        whole["refused"] = config.stash[REFUSED]
+        file = path if isinstance(path, Path) else path.name  # before 5.3 pytest-benchmark had it opened
+        Path(file).write_text(json.dumps(whole), encoding="utf-8")

@@ -13,9 +13,10 @@ Config = Mapping[str, int]  # block sizes, num_warps, num_stages
 SMS = 132  # of an H100; near enough for others
 _WIDEST_PROJECTION = 256  # outputs whose sums a program can hold beside a depthwise tile
 _WIDEST_SQUEEZE = 256  # hidden units whose matrices a program can hold
-_LAUNCH = 1.5  # microseconds that one costs in a graph: 2, or 1 where it overlaps its predecessor
-_FROM_L2 = 110e3  # bytes that a multiprocessor reads from the L2 cache in a microsecond
-_REDUCTION = 0.25  # microseconds of a sum across the threads of a program
+GAP = 2e-6  # seconds from one launch to the next in a graph, drained and filled
+OVERLAPPED_GAP = 1e-6  # where a kernel may start while its predecessor drains: sm_90 and later
+PORT = 110e9  # bytes a second into one multiprocessor: 64 a clock; its own L1 cache gives twice that
+_REDUCTION = 0.25e-6  # seconds of a sum across the threads of a program
 _MATRIX = 16  # rows that a tensor core takes
 _WAVES = 2  # programs wanted for each multiprocessor, so that one computes while another loads
 
@@ -154,8 +155,8 @@ def excite_project(
     blocks = excite_project_blocks(images, pixels, outputs, inputs, squeezed, parts, itemsize, sms)
     programs = images * ceil(pixels / blocks["BLOCK_M"]) * ceil(outputs / blocks["BLOCK_N"])
     repeated = (4 * parts + itemsize * inputs) * squeezed  # bytes, read by each program
-    cost = ceil(programs / sms) * repeated / _FROM_L2 + ceil(inputs / blocks["BLOCK_K"]) * _REDUCTION
-    return blocks if cost < _LAUNCH else {}
+    seconds = ceil(programs / sms) * repeated / PORT + ceil(inputs / blocks["BLOCK_K"]) * _REDUCTION
+    return blocks if seconds < (GAP + OVERLAPPED_GAP) / 2 else {}
 
 
 def excite_project_blocks(

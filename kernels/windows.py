@@ -31,7 +31,7 @@ class Axis(NamedTuple):
 
 
 @functools.cache
-def reads(axis: Axis) -> int:
+def count_reads(axis: Axis) -> int:
     """Reads of all outputs, those of tiles that stick out too: masks ask where the input ends, not the output."""
     return sum(len(axis.sees(output)) for output in range(axis.tiles * axis.tile))
 
@@ -79,7 +79,7 @@ class Window(NamedTuple):
 
     @property
     def reads(self) -> int:
-        return reads(self.rows) * reads(self.columns)
+        return count_reads(self.rows) * count_reads(self.columns)
 
     @property
     def halo(self) -> float:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from mbv3fast.kernels.windows import Axis, Window, ceil, distinct_in_runs, reads
+from mbv3fast.kernels.windows import Axis, Window, ceil, count_reads, distinct_in_runs
 
 if TYPE_CHECKING:
     from mbv3fast.kernels._common import Launch
 
 
 class Work(NamedTuple):
-    """programs: CTAs. issued: bytes that the unmasked lanes of all loads and stores name, each program's counted apart.
+    """programs: CTAs. issued: bytes that the unmasked lanes of all loads and stores name, each program's counted apart;
+    bytes, not the sectors of 32 that memory is moved in.
 
     serial: trips to memory that one program makes one after another. A trip ends where a loop goes round, taps that are
     unrolled together being one round, where a loop ends, and where a sum outside of loops wants what was loaded; other
@@ -54,7 +55,7 @@ def _stem_conv(launch: Launch) -> Work:
     images = programs // ceil(pixels, run)
     rows = Axis(s["height"], s["out_height"], 1, kernel, stride, s["top"])
     columns = Axis(s["width"], s["out_width"], 1, kernel, stride, s["left"])
-    read, distinct = reads(rows) * reads(columns), distinct_in_runs(rows, columns, run)
+    read, distinct = count_reads(rows) * count_reads(columns), distinct_in_runs(rows, columns, run)
     issued = _issued(
         launch,
         x=images * c["C"] * read,

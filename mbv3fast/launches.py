@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from mbv3fast.ops import OPS
 from mbv3fast.ops.target import Target
@@ -14,12 +17,30 @@ if TYPE_CHECKING:
     from mbv3fast.kernels._common import Launch
 
 
+_Place = tuple[StorageWeakRef, int]  # a storage, and where in it
+
+
 class PlannedLaunch(NamedTuple):
-    """A launch of a plan, the step that makes it, and the bytes that it moves beside its weights."""
+    """A launch of a plan, the step that makes it, and the bytes that it is passed beside its weights."""
 
     step: Step
     launch: Launch
     traffic: Traffic
+
+
+class Moved(NamedTuple):
+    """Bytes that a launch reads and writes of its tensors, weights among them, each once however often it is passed.
+
+    fresh: of those read, what no launch before it in the step has touched.
+    """
+
+    read: int
+    written: int
+    fresh: int
+
+    @property
+    def all(self) -> int:
+        return self.read + self.written
 
 
 def planned_launches(plan: Plan, shape: Shape, target: Target | None = None) -> Iterator[PlannedLaunch]:
@@ -29,7 +50,27 @@ def planned_launches(plan: Plan, shape: Shape, target: Target | None = None) -> 
     shapes = plan.shapes(shape)
     for step in plan.steps:
         inputs = {argument: shapes[name] for argument, name in step.inputs.items()}
-        launches, _ = dry_run(OPS[step.op], inputs, step.tensors, step.options, plan.dtype, target)
+        launches, _ = dry_run(OPS[step.op], inputs, step.tensors, step.options, plan.dtype, target, step.inputs)
         weights = storages(step.tensors)
         for launch in launches:
             yield PlannedLaunch(step, launch, traffic_of([launch], weights))
+
+
+def moved(launches: Sequence[Launch]) -> list[Moved]:
+    """What each launch of a step moves, in their order."""
+    touched: set[_Place] = set()
+    found = []
+    for launch in launches:
+        read, written = _sizes(launch.reads.values()), _sizes(launch.writes.values())
+        fresh = sum(size for place, size in read.items() if place not in touched)
+        found.append(Moved(sum(read.values()), sum(written.values()), fresh))
+        touched |= {*read, *written}
+    return found
+
+
+def _sizes(tensors: Iterable[Tensor]) -> dict[_Place, int]:
+    """Bytes by where they lie, so that a tensor and its views are one."""
+    return {
+        (StorageWeakRef(tensor.untyped_storage()), int(tensor.storage_offset())): tensor.numel() * tensor.itemsize
+        for tensor in tensors
+    }

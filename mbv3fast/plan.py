@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mbv3fast.ops import OPS
 from mbv3fast.ops.spec import Arg, Output, Sizes, Spec
+from mbv3fast.ops.target import Target
 from mbv3fast.traffic import Traffic, kernel_traffic, torch_traffic
 
 INPUT = "x"
@@ -47,8 +48,8 @@ class Step:
 class StepCost:
     """What a step does at one input size.
 
-    bytes_read and bytes_written are of activations, weight_bytes of its tensors, partial_bytes of the float32 sums and
-    scales that kernels pass on.
+    bytes_read and bytes_written are of activations, as passed to its launches, weight_bytes of its tensors,
+    partial_bytes of the float32 sums and scales that kernels pass on.
     """
 
     op: str
@@ -97,14 +98,16 @@ class Plan:
             shapes |= dict(zip(step.outputs, SPECS[step.op].output_shapes(sizes), strict=True))
         return shapes
 
-    def costs(self, shape: Shape) -> list[StepCost]:
-        """The cost of each step for an input of `shape` [N, C, H, W]."""
+    def costs(self, shape: Shape, target: Target | None = None) -> list[StepCost]:
+        """The cost of each step for an input of `shape` [N, C, H, W]; our launches are configured for the H100, without
+        a table of timed configurations, unless a `target` says otherwise.
+        """
         shapes = self.shapes(shape)
-        return [self._cost(step, shapes) for step in self.steps]
+        return [self._cost(step, shapes, target) for step in self.steps]
 
-    def _cost(self, step: Step, shapes: Mapping[str, Shape]) -> StepCost:
+    def _cost(self, step: Step, shapes: Mapping[str, Shape], target: Target | None) -> StepCost:
         inputs = {argument: shapes[name] for argument, name in step.inputs.items()}
-        traffic = self._traffic(step, inputs, shapes[step.name])
+        traffic = self._traffic(step, inputs, shapes[step.name], target)
         return StepCost(
             op=step.op,
             name=step.name,
@@ -118,10 +121,10 @@ class Plan:
             launches=traffic.launches,
         )
 
-    def _traffic(self, step: Step, inputs: Mapping[str, Shape], output: Shape) -> Traffic:
+    def _traffic(self, step: Step, inputs: Mapping[str, Shape], output: Shape, target: Target | None = None) -> Traffic:
         if self.backend == "torch":
             return torch_traffic(step.op, inputs, step.tensors, step.options, output, self.dtype.itemsize)
-        return kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, self.dtype)
+        return kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, self.dtype, target)
 
     def peak_bytes(self, shape: Shape) -> int:
         """The most memory that activations take at once, beside the caller's input and the weights."""

@@ -1,7 +1,7 @@
 """How long calls take: as their caller sees it, and by the GPU's own clock.
 
-Seconds, a list with one for each round, so that medians, spreads and percentiles can be taken of them. The first
-WARM_UP rounds are not among them.
+Seconds, a list with one for each round, so that medians, spreads and percentiles can be taken of them. Rounds to warm
+up, at least WARM_UP of them and for WARM_UP_SECONDS, come before and are not among them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from mbv3fast.graphs import CudaDriver
+from mbv3fast.torch_state import occupy_gpu
 
 Run = Callable[[], Any]
 Wait = Callable[[Any], None]
 WARM_UP = 3
+WARM_UP_SECONDS = 0.05  # for clocks to rise
+_MARGIN = 2  # times the host's longest launch: the next may be longer
 _FLUSH = 256 * 2**20  # bytes written to empty an L2 cache: more than any has
 
 
@@ -44,20 +47,28 @@ def stream_seconds(run: Run, wait: Wait, rounds: int, calls: int) -> list[float]
 def device_seconds(run: Run, rounds: int, *, cold: bool = False, calls: int = 1) -> list[float]:
     """Time on the current GPU between events before and after `run`, divided by `calls`, those that it makes.
 
-    cold: with nothing of its data in the L2 cache, else with what the call before has left there. Either way the GPU
-    has work before the first event, so that its wait for the host isn't counted, unless the host is slower throughout.
+    cold: with nothing of its data in the L2 cache, else with what the call before has left there. The GPU is kept busy
+    before the first event for as long as the host takes to launch, so that what it waits for isn't the host.
     """
     before = _flush() if cold else run
+    launching = max(_warmed_up(run))
     times = []
-    for _ in range(WARM_UP + rounds):
+    for _ in range(rounds):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         before()
+        occupy_gpu(_MARGIN * launching)
         start.record()
         run()
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3 / calls)
-    return times[WARM_UP:]
+    return times
+
+
+def graph_seconds(run: Run, rounds: int, *, cold: bool = False, calls: int = 20) -> list[float]:
+    """`device_seconds` of a call in a CUDA graph, where the host has no part: of `calls` in a row, or of a cold one."""
+    calls = 1 if cold else calls
+    return device_seconds(replayed(run, calls), rounds, cold=cold, calls=calls)
 
 
 def replayed(run: Run, calls: int = 1) -> Run:
@@ -84,9 +95,21 @@ def _flush() -> Run:
 
 
 def _timed(call: Run, rounds: int) -> list[float]:
-    times = []
-    for _ in range(WARM_UP + rounds):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return times[WARM_UP:]
+    _warmed_up(call)
+    return [_seconds(call) for _ in range(rounds)]
+
+
+def _warmed_up(call: Run) -> list[float]:
+    """Host seconds of calls whose times don't count, but for the first, which may compile."""
+    end = time.perf_counter() + WARM_UP_SECONDS
+    call()
+    times = [_seconds(call) for _ in range(WARM_UP - 1)]
+    while time.perf_counter() < end:
+        times.append(_seconds(call))
+    return times
+
+
+def _seconds(call: Run) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
+_CYCLES = 2e9  # of a GPU in a second
+
 
 def is_traced(x: object) -> bool:
     """Whether `x` stands for other tensors (compile, export, jit and fx tracing) or is of a subclass of Tensor."""
@@ -76,6 +78,11 @@ def cuda_stream(device: torch.device) -> int:
 def cuda_driver_version() -> int:
     """The newest CUDA that the driver knows, as 13000."""
     return torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined] # not in a CPU build
+
+
+def occupy_gpu(seconds: float) -> None:
+    """Let the current stream do nothing for about so long, 0.1 s at most."""
+    torch.cuda._sleep(int(min(seconds, 0.1) * _CYCLES))
 
 
 def fork_safe_lock() -> threading.Lock:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from mbv3fast.ops.op import Op, as_tuple
+from mbv3fast.ops.op import Op, as_tuple, empty
 from mbv3fast.ops.spec import conv_shape
 from mbv3fast.ops.target import Target
 
@@ -36,10 +36,15 @@ PARTIALS = ("pool", "hidden", "scale")  # as kernels name them: small float32 te
 
 
 def kernel_traffic(
-    op: Op, inputs: Mapping[str, Shape], tensors: Mapping[str, Tensor], options: Mapping[str, Any], dtype: torch.dtype
+    op: Op,
+    inputs: Mapping[str, Shape],
+    tensors: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    dtype: torch.dtype,
+    target: Target | None = None,
 ) -> Traffic:
-    """Of our kernels."""
-    launches, outputs = dry_run(op, inputs, tensors, options, dtype)
+    """Of our kernels, as passed to them: an input that is another one too is read twice."""
+    launches, outputs = dry_run(op, inputs, tensors, options, dtype, target)
     return traffic_of(launches, storages(tensors))._replace(scratch=_scratch(launches, outputs))
 
 
@@ -50,16 +55,26 @@ def dry_run(
     options: Mapping[str, Any],
     dtype: torch.dtype,
     target: Target | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> tuple[list[Launch], tuple[Tensor, ...]]:
-    """The launches and outputs of a run on tensors without data: seen, not made. `target`: None is the H100."""
+    """The launches and outputs of a run on tensors without data: seen, not made. `target`: None is the H100.
+
+    names: the value that each input is; inputs of one value are one tensor. None: each is a value of its own.
+    """
     from mbv3fast.kernels._common import watch_launches
 
-    values = {
-        name: torch.empty(shape, dtype=op.spec.dtype_of(name, dtype), device="meta") for name, shape in inputs.items()
-    }
+    kinds = {arg.name: arg.kind for arg in op.spec.args}
+    values: dict[Any, Tensor] = {}
+    given = {}
+    for name, shape in inputs.items():
+        like = torch.empty(0, dtype=op.spec.dtype_of(name, dtype), device="meta")
+        value = (name if names is None else names[name], like.dtype)
+        if value not in values:  # in the layout that the engine's have, of which no copy is made
+            values[value] = like.new_empty(shape) if kinds[name] == "image" else empty(shape, like=like)
+        given[name] = values[value]
     launches: list[Launch] = []
     with watch_launches(launches.append):
-        outputs = as_tuple(op.run(**values, **tensors, **options, target=target))
+        outputs = as_tuple(op.run(**given, **tensors, **options, target=target))
     return launches, outputs
 
 

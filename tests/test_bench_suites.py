@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.conftest import Recording
+from benchmarks.conftest import Recording, _p99
 from benchmarks.gpu.stages import ROOT
 
 CASE = "pointwise_conv-float32-1-"
@@ -46,7 +46,8 @@ def test_rows_have_all_that_reports_need(results: Path) -> None:
         facts, stats = row["extra_info"], row["stats"]
         assert (facts["suite"], facts["op"], facts["batch"], facts["dtype"]) == ("ops", "pointwise_conv", 1, "float32")
         assert stats["rounds"] == len(stats["data"]) == 5
-        assert 0 < stats["min"] <= facts["p50"] <= facts["p99"]
+        assert 0 < stats["min"] <= facts["p50"] <= stats["max"]
+        assert facts["p99"] is None, "five calls have none"
         assert facts["bytes"] > 0 < facts["macs"]
         assert facts["floor_s"] > 0
         assert facts["error"]["rms"] <= 2 * facts["error"]["torch_rms"] + 1e-6
@@ -82,20 +83,29 @@ def test_a_clock_passes_what_was_recorded() -> None:
     assert readings == [0, 0.25, 0.75]
 
 
+def test_p99_is_of_many_calls_and_was_measured() -> None:
+    seconds = [i / 1000 for i in range(1, 1001)]
+    assert _p99(seconds[:999]) is None
+    assert 0.989 < (_p99(seconds) or 0) <= 0.991
+    assert _p99([1.0] * 999 + [2.0]) <= 2.0  # type: ignore[operator]
+
+
 REFUSING = """
 import pytest
 from benchmarks.contest.contenders import Contender
 from tests import contenders
 
 OURS = Contender("mbv3fast", contenders.anywhere, contenders._wrong)
-ALL = (contenders.RIGHT, contenders.WRONG, contenders.LACKS, OURS)
 
 def rounds(*_):
     return 5
 
-@pytest.mark.parametrize("view", ["latency"])
-@pytest.mark.parametrize("contender", ALL, ids=lambda contender: contender.name)
-@pytest.mark.parametrize("case", [contenders.CASE], ids=str)
+CONTENDERS = (contenders.RIGHT, contenders.WRONG, contenders.LACKS, OURS)
+VIEWS = ("device warm",)
+
+def cases(tiny):
+    return [contenders.CASE]
+
 def bench_refusing(record):
     record()
 """
@@ -113,3 +123,15 @@ def test_ours_fails_and_others_are_skipped_where_they_compute_something_else(tmp
     assert reasons.pop("lacks") == "isn't installed"
     assert all(reason.startswith("errs by") for reason in reasons.values())
     assert reasons.keys() == {"wrong", "mbv3fast"}
+
+
+def test_reasons_are_kept_where_nothing_was_timed(tmp_path: Path) -> None:
+    suite, json_path = tmp_path / "bench_refusing.py", tmp_path / "refused.json"
+    suite.write_text(REFUSING)
+    known = ("-p", "benchmarks.conftest", "-c", ROOT / "pyproject.toml", "-k", "lacks")
+    ran = bench(*known, "--benchmark-json", json_path, suite=suite)
+    assert ran.returncode == 0, ran.stdout
+    whole = json.loads(json_path.read_text())
+    assert whole["benchmarks"] == []
+    assert [no["reason"] for no in whole["refused"]] == ["isn't installed"]
+    assert whole["machine_info"]["cores"]

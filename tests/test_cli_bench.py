@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from typing import Any
 
@@ -10,9 +11,14 @@ import torch
 
 import mbv3fast
 from mbv3fast import ceilings
+from mbv3fast.backend import Decision
+from mbv3fast.cost import plan_cost
+from mbv3fast.engine import Engine
+from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.gpus import GPUS
 from tests.cli import run
 
+bench = importlib.import_module("mbv3fast.cli.bench")  # whose package has a command of that name
 QUICK = ("small", "--size", 32, "--rounds", 2, "--device", "cpu")
 
 
@@ -38,6 +44,9 @@ def test_json() -> None:
     assert found["backend"] == "torch"
     assert found["chip_is_measured"] is True
     assert found["call_seconds"] > 0
+    assert found["served_by_engine"] is True
+    assert found["images_at_once"] == 2
+    assert found["call_floor_seconds"] == pytest.approx(sum(step["floor_seconds"] for step in found["steps"]))
     for step, cost in zip(found["steps"], plan.costs((2, 3, 32, 32)), strict=True):
         assert step["seconds"] > 0 < step["floor_seconds"]
         assert step["bound"] in ("memory", "arithmetic")
@@ -54,8 +63,40 @@ def test_a_table() -> None:
     assert lines[2].split()[:3] == ["features.0", "stem_conv", "1x3x32x32"]
     assert any(line.startswith("all steps") for line in lines)
     assert lines[-2].startswith("a call")
-    assert "images/s" in lines[-2]
+    assert "images/s; its floor is " in lines[-2]
     assert lines[-1].startswith("served by   CPU")
+
+
+def test_a_call_that_no_engine_serves_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU with backend torch, or where the self-check is against our kernels."""
+    monkeypatch.setattr(FusedMobileNetV3, "explain", lambda *_: Decision(False, "too slow"))
+    found = data()
+    assert (found["served_by"], found["served_by_engine"]) == ("too slow", False)
+    assert found["call_seconds"] > 0
+    assert len(found["steps"]) == len(mbv3fast.small().eval().plan().steps)
+    call, served = run("bench", *QUICK).stdout.splitlines()[-2:]
+    assert call.endswith("images/s"), "its floor would be that of other launches"
+    assert served == "served by   too slow; the steps above are of the plan for torch, which doesn't serve it"
+
+
+def test_a_batch_that_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are of as many images as run at once; a call's floor is that of its parts, the last of which is smaller."""
+    monkeypatch.setattr(Engine, "images_at_once", lambda *_: 2)
+    found = data("--batch", 5)
+    assert found["input"] == [5, 3, 32, 32]
+    assert {step["input"][0] for step in found["steps"]} == {2}
+    plan = mbv3fast.small().eval().plan()
+    two, one = (plan_cost(plan, (images, 3, 32, 32), GPUS["orin"]).total("floor_seconds") for images in (2, 1))
+    assert found["call_floor_seconds"] == pytest.approx(2 * two + one)
+    assert "steps of 2 images: the engine runs 5 in 3 parts" in run("bench", *QUICK, "--batch", 5).stdout
+
+
+def test_the_floor_is_that_of_pytorchs_switch_for_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(bench, "tf32_allowed", lambda: "as it is")
+    monkeypatch.setattr(bench, "plan_cost", lambda *args, tf32: seen.append(tf32) or plan_cost(*args))
+    data()
+    assert set(seen) == {"as it is"}
 
 
 @pytest.mark.parametrize(

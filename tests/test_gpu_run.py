@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from _pytest.mark.expression import Expression
 
-from benchmarks import gpu_run
+from benchmarks import bench_networks, bench_ops, bench_steps, gpu_run
+from benchmarks.gpu.archive import collect, keep_tables
+from benchmarks.gpu.journal import ATTEMPTS, Journal, Outcome
 from benchmarks.gpu.processes import OverError, run
 from benchmarks.gpu.stages import ROOT, Stage, stages
-from benchmarks.gpu_run import ATTEMPTS, Journal, Outcome, main, run_all, run_stage
+from benchmarks.gpu_run import main, run_all, run_stage
+from benchmarks.machine import machine_info
 
 LONG = 10**3  # seconds
 SCRIPT = """
@@ -45,7 +53,7 @@ def stage(name: str, *codes: str, limit: float = 30, **named: object) -> Stage:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "stages.json", dry=True)
+    return Journal(tmp_path / "stages.json", {})
 
 
 def statuses(journal: Journal) -> dict[str, str]:
@@ -77,14 +85,14 @@ def test_each_stage_ends_as_its_commands_do(tmp_path: Path, journal: Journal) ->
     assert outcomes["hangs"].why.endswith("no end in 1 s")
     assert outcomes["lacking"].why == "there is none"
     assert (tmp_path / "logs" / "good.log").read_text().endswith("said\n")
-    assert Journal(tmp_path / "stages.json", dry=True).outcomes == outcomes, "all is written down"
+    assert Journal(tmp_path / "stages.json", {}).outcomes == outcomes, "all is written down"
 
 
 def test_the_minutes_bound_the_run_and_what_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_run, "_LEAST", 0.5)
     todo = [stage("good", "pass"), stage("cut", "import time; time.sleep(1000)"), stage("never", "pass")]
     for attempt in range(1, ATTEMPTS + 1):
-        journal = Journal(tmp_path / "stages.json", dry=True)
+        journal = Journal(tmp_path / "stages.json", {})
         run_all(todo, tmp_path, journal, time.monotonic() + 2)
         assert statuses(journal) == {"good": "passed", "cut": "cut"}
         assert journal.outcomes["cut"].attempts == attempt
@@ -138,6 +146,7 @@ def test_killed_in_the_middle_and_resumed_all_is_done_once(tmp_path: Path, numbe
     assert "all stages have ended" in result.stdout
     attempts = {entry["name"]: entry["attempts"] for entry in json.loads((out / "stages.json").read_text())["stages"]}
     assert attempts == {"first": 1, "second": 2, "third": 1}
+    assert (out / "results.tar.gz").exists()
 
 
 def _began(out: Path, name: str) -> bool:
@@ -153,25 +162,107 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--out", str(tmp_path), *arguments]) == 1
         return capsys.readouterr().err
 
+    path = tmp_path / "stages.json"
     assert "needs a CUDA device; --dry-run does without" in said()
-    Journal(tmp_path / "stages.json", dry=False).put(Outcome("environment", "passed"))
+    Journal(path, {**machine_info(), "dry_run": False}).put(Outcome("environment", "passed"))
     assert "holds a run: --resume goes on with it" in said("--dry-run")
-    assert "holds a real run: give another --out" in said("--dry-run", "--resume")
-    (tmp_path / "stages.json").write_text("[")
-    assert "stages.json: " in said("--dry-run", "--resume")
+    assert "holds a run of another dry_run: give another --out" in said("--dry-run", "--resume")
+    path.unlink()
+    Journal(path, {**machine_info(), "dry_run": True, "gpu": {"name": "another"}}).put(Outcome("environment", "passed"))
+    assert "holds a run of another gpu" in said("--dry-run", "--resume")
+    path.write_text("[")
+    assert "stages.json is damaged" in said("--dry-run", "--resume")
+
+
+def test_what_is_missing_or_broken_fails_its_stage_alone(tmp_path: Path, journal: Journal) -> None:
+    def broken() -> Iterator[tuple[str, ...]]:
+        yield from json.loads("")
+
+    todo = [Stage("missing", (("no-such-program",),), 10), Stage("broken", (), 10, late=broken), stage("good", "pass")]
+    run_all(todo, tmp_path, journal, time.monotonic() + LONG)
+    assert statuses(journal) == {"missing": "failed", "broken": "failed", "good": "passed"}
+    assert journal.outcomes["missing"].why == "no-such-program: No such file or directory"
+    assert (tmp_path / "results.tar.gz").exists(), "packed as stages end"
+
+
+def test_damaged_rows_are_left_out(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    good = {"datetime": "2026-01-01", "version": "5", "commit_info": {}, "machine_info": {}, "refused": []}
+    rows.joinpath("good.json").write_text(json.dumps({**good, "benchmarks": [{"name": "a", "stats": {}}]}))
+    rows.joinpath("cut.json").write_text("")
+    rows.joinpath("other.json").write_text("[]")
+    assert [row["name"] for row in collect(tmp_path)["benchmarks"]] == ["a"]
+
+
+def test_tables_travel_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, out = tmp_path / "tables", tmp_path / "out"
+    kernels.mkdir(), out.mkdir()
+    monkeypatch.setattr("benchmarks.gpu.archive.TABLES", kernels)
+    (kernels / "a.json").write_text("tuned")
+    keep_tables(out)
+    (kernels / "a.json").unlink()  # a fresh checkout
+    keep_tables(out)
+    assert (kernels / "a.json").read_text() == "tuned"
+    (kernels / "a.json").write_text("tuned more")
+    keep_tables(out)
+    assert (out / "tables" / "a.json").read_text() == "tuned more"
+
+
+def real_stages(tmp_path: Path) -> list[Stage]:
+    return stages(tmp_path, dry=False)
 
 
 def test_real_stages_are_in_order_and_bounded(tmp_path: Path) -> None:
-    """What can't run here is at least well formed: names once, limits, programs that there are."""
-    real, dry = stages(tmp_path, dry=False), stages(tmp_path, dry=True)
+    """What can't run here is at least well formed: names once, limits, modules that there are."""
+    real, dry = real_stages(tmp_path), stages(tmp_path, dry=True)
     names = [each.name for each in real]
     assert len(set(names)) == len(names)
     assert {each.name for each in dry} >= {"environment", "build", "tests", "tune", "memcheck", "racecheck", "ncu"}
-    order = [names.index(name) for name in ("environment", "build", "plan-layers-float16", "tests", "tune")]
+    order = [names.index(name) for name in ("environment", "build", "plans-float16", "tune", "networks-1", "steps-1")]
     assert order == sorted(order)
-    assert names.index("networks-large-float16-1-224") < names.index("networks-large-float16-128-224")
     assert all(0 < each.limit <= 600 for each in real)
     for each in real:
         for command in each.commands:
             if command[:2] == (sys.executable, "-m") and command[2].startswith("benchmarks"):
                 assert (ROOT / Path(*command[2].split("."))).with_suffix(".py").exists()
+
+
+def test_the_first_networks_are_timed_within_the_default_minutes(tmp_path: Path) -> None:
+    needed = 0.0
+    for each in real_stages(tmp_path):
+        needed += 0 if each.lacks else each.limit
+        if each.name == "networks-1":
+            break
+    assert needed <= 9 * 60 - gpu_run.RESERVE
+
+
+def gpu_rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """The ids that suites have on a GPU, by suite."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    ids = {}
+    for suite in (bench_networks, bench_ops, bench_steps):
+        name = suite.__name__.rpartition(".")[2]
+        slugs = [contender.name.replace(" ", "-") for contender in suite.CONTENDERS]
+        views = [view.replace(" ", "-") for view in suite.VIEWS]
+        parts = itertools.product(map(str, suite.cases(False)), slugs, views)
+        ids[name] = [f"{name}[{'-'.join(part)}]" for part in parts]
+    return ids
+
+
+def test_stages_choose_every_row_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By pytest's own reading of their expressions; no network's row is timed twice."""
+    ids = gpu_rows(monkeypatch)
+    seen: Counter[str] = Counter()
+    for each in real_stages(tmp_path):
+        (command, *_) = each.commands or ((),)
+        suite = next((Path(part).stem for part in command if part.startswith("benchmarks/bench_")), "")
+        if suite not in ids:
+            continue
+        expression = Expression.compile(command[command.index("-k") + 1])
+        chosen = [row for row in ids[suite] if expression.evaluate(lambda word, row=row: word.lower() in row.lower())]
+        assert chosen, each.name
+        seen.update(chosen)
+    assert {row for row, count in seen.items() if count > 1} == set()
+    missing = {row for rows in ids.values() for row in rows} - set(seen)
+    assert all("max-autotune" in row or "OpenVINO" in row for row in missing), sorted(missing)[:5]

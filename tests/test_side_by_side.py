@@ -58,7 +58,7 @@ def test_what_hangs_or_dies_costs_its_limit_and_nobody_else_anything() -> None:
         assert time.monotonic() - begin < 12 + 20 + 3  # a limit each, and starting
         assert is_timed(found["right"])
         assert found["hangs"].refused == "no answer in 3 s"
-        assert found["never ready"].refused == "no answer in 12 s"
+        assert found["never ready"].refused == "not ready in 12 s"
         assert found["dies"].refused == "its process ended with exit code 7"
         again = contest.measure(CASE, (contenders.RIGHT, contenders.HANGS), ROUNDS)
         assert is_timed(again["right"])

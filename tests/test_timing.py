@@ -13,6 +13,12 @@ from mbv3fast.timing import WARM_UP, device_seconds, latency_seconds, replayed, 
 from tests.stand_ins import StandIn
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few rounds to warm up as there are."""
+    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0)
+
+
 class Gpu:
     """A clock in milliseconds, and what happens on it."""
 
@@ -53,6 +59,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     gpu = Gpu()
     monkeypatch.setattr(torch.cuda, "Event", gpu.event)
     monkeypatch.setattr(timing, "_flush", lambda: gpu.works("flush", 85))
+    monkeypatch.setattr(timing, "occupy_gpu", lambda seconds: gpu.works("busy", 1e3 * seconds)())
     return gpu
 
 
@@ -82,11 +89,31 @@ def test_a_stream_waits_for_its_last_call_alone() -> None:
 def test_the_device_is_busy_before_the_first_event(clock: Gpu, cold: bool, before: str) -> None:
     times = device_seconds(clock.works("run", 2), 5, cold=cold)
     assert times == pytest.approx([0.002] * 5)
-    assert clock.log == [before, "event", "run", "event", "wait"] * (WARM_UP + 5)
+    assert clock.log == ["run"] * WARM_UP + [before, "busy", "event", "run", "event", "wait"] * 5
+
+
+def test_the_device_is_busy_for_longer_than_the_host_takes(clock: Gpu) -> None:
+    work = clock.works("run", 2)
+
+    def slow_to_launch() -> None:
+        time.sleep(0.01)
+        work()
+
+    device_seconds(slow_to_launch, 1)
+    idle = clock.now - 2 * (WARM_UP + 2)  # milliseconds
+    assert idle > 15
 
 
 def test_calls_within_a_run_are_divided(clock: Gpu) -> None:
     assert device_seconds(clock.works("run", 2), 1, calls=20) == pytest.approx([0.0001])
+
+
+def test_warming_up_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.1)
+    calls = iter(range(10**6))
+    times = latency_seconds(lambda: (next(calls), time.sleep(0.01)), lambda _: None, 2)
+    assert len(times) == 2
+    assert 7 <= next(calls) <= 12
 
 
 def test_a_graph_replays_so_many_calls_and_gives_the_last_ones_result(monkeypatch: pytest.MonkeyPatch) -> None:

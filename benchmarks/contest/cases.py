@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import mbv3fast
@@ -18,8 +19,9 @@ from mbv3fast.cost import PlanCost, call_floor, plan_cost
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
 from mbv3fast.plan import Plan, Step
-from mbv3fast.steps import step_arguments, step_inputs, step_reference, step_run
+from mbv3fast.steps import repeatable, step_arguments, step_inputs, step_reference, step_run
 from mbv3fast.timing import Run
+from mbv3fast.torch_state import tf32_allowed
 from tests.peers import PEERS, trained_state
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -29,7 +31,7 @@ _CHUNK = 32  # images at once in float64, which takes memory
 
 
 class Right(NamedTuple):
-    """A case's result in float64, and PyTorch's own in the case's dtype; on the CPU both."""
+    """A case's result in float64, and PyTorch's own in the case's dtype, where they were computed."""
 
     truth: Tensor
     plain: Tensor
@@ -41,11 +43,11 @@ class Case(Protocol):
     dtype: str
     batch: int
 
-    def shared(self) -> bytes:
-        """The weights, for processes that would else each make them; empty where they need none."""
+    def share(self, folder: Path) -> None:
+        """Leave in `folder` what processes would else each make."""
 
-    def adopt(self, shared: bytes) -> None:
-        """Take what another process shares."""
+    def adopt(self, folder: Path) -> None:
+        """Take what another process shares there."""
 
     def right(self, device: torch.device) -> Right:
         """What every contender must compute."""
@@ -66,11 +68,11 @@ class NetworkCase:
     def __str__(self) -> str:
         return f"{self.variant}-{self.dtype}-{self.batch}-{self.size}"
 
-    def shared(self) -> bytes:
-        return save(self._state())
+    def share(self, folder: Path) -> None:
+        save_file(self._state(), folder / f"{self.variant}.safetensors")
 
-    def adopt(self, shared: bytes) -> None:
-        _STATES[self.variant] = load(shared)
+    def adopt(self, folder: Path) -> None:
+        _STATES[self.variant] = load_file(folder / f"{self.variant}.safetensors")
 
     def _state(self) -> dict[str, Tensor]:
         if self.variant not in _STATES:
@@ -100,7 +102,7 @@ class NetworkCase:
             plain = torch.cat([network(part) for part in x.split(_CHUNK)])
             network.double()
             truth = torch.cat([network(part.double()) for part in x.split(_CHUNK)])
-        return Right(truth.cpu(), plain.cpu())
+        return Right(truth, plain)
 
     def facts(self) -> dict[str, Any]:
         return {"variant": self.variant, "size": self.size}
@@ -137,10 +139,10 @@ class OpCase:
         extras = tuple(arg.name for arg in spec.args if arg.optional and arg.name in given)
         return cls(step.op, dtype, tuple(sorted(sizes.items())), tuple(sorted(step.options.items())), extras)
 
-    def shared(self) -> bytes:
-        return b""
+    def share(self, folder: Path) -> None:
+        pass
 
-    def adopt(self, shared: bytes) -> None:
+    def adopt(self, folder: Path) -> None:
         pass
 
     def tensors(self, device: torch.device) -> dict[str, Tensor]:
@@ -167,26 +169,27 @@ class OpCase:
         with torch.inference_mode():
             plain = self.refer(tensors)
             truth = self.refer({name: tensor.double() for name, tensor in tensors.items()})
-        return Right(truth.cpu(), plain.cpu())
+        return Right(truth, plain)
 
     def facts(self) -> dict[str, Any]:
-        sizes, options = dict(self.sizes), dict(self.options)
+        sizes, options, moved = dict(self.sizes), dict(self.options), self._bytes()
         shape = "x".join(str(sizes[symbol]) for symbol in ("N", "C", "H", "W") if symbol in sizes)
         kernel, stride = sizes.get("k"), options.get("stride")
         words = [shape, *([f"{kernel}x{kernel} stride {stride}"] if kernel else [])]
         words += [f"{word} {sizes[symbol]}" for symbol, word in (("S", "squeeze"), ("M", "to")) if symbol in sizes]
         words += [*self.extras, *([options["activation"]] if options.get("activation") else [])]
-        floor, bound = call_floor(self.op, sizes, self._bytes(), DTYPES[self.dtype], chip_of(AT_HAND)[0])
-        counted = {"macs": OPS[self.op].spec.macs(sizes), "bytes": self._bytes(), "floor_s": floor, "bound": bound}
+        floors = call_floor(self.op, sizes, *moved, DTYPES[self.dtype], chip_of(AT_HAND)[0], tf32=tf32_allowed())
+        counted = {"macs": OPS[self.op].spec.macs(sizes), "bytes": sum(moved), "floors": floors}
         return {"op": self.op, "shape": ", ".join(words), **counted}
 
-    def _bytes(self) -> int:
-        """Of the inputs read once, weights among them, and the output written once."""
+    def _bytes(self) -> tuple[int, int]:
+        """Of the inputs read once, weights among them, and of the output written once."""
         spec, sizes = OPS[self.op].spec, dict(self.sizes)
         shapes = [arg.shape.split() for arg in spec.args if not arg.optional or arg.name in self.extras]
         read = sum(torch.Size(int(s) if s.isdigit() else sizes[s] for s in shape).numel() for shape in shapes)
         written = sum(torch.Size(shape).numel() for shape in spec.output_shapes(sizes))
-        return (read + written) * DTYPES[self.dtype].itemsize
+        size = DTYPES[self.dtype].itemsize
+        return read * size, written * size
 
 
 @dataclass(frozen=True)
@@ -208,17 +211,18 @@ class StepCase:
         name = self._step()[0].name.replace(".", "_")
         return f"{self.variant}-{self.dtype}-{self.batch}-{self.size}-{self.index:02}-{name}"
 
-    def shared(self) -> bytes:
-        return b""
+    def share(self, folder: Path) -> None:
+        pass
 
-    def adopt(self, shared: bytes) -> None:
+    def adopt(self, folder: Path) -> None:
         pass
 
     def tensors(self, device: torch.device) -> dict[str, Any]:
         """By the names of the op's arguments, with its options."""
         step, inputs = self._step()
         torch.manual_seed(0)
-        return step_arguments(step, inputs, DTYPES[self.dtype], device)
+        given = step_arguments(step, inputs, DTYPES[self.dtype], device)
+        return repeatable(self.backend, step, given)
 
     def run(self, device: torch.device) -> Run:
         """A call of what serves the step."""
@@ -227,16 +231,15 @@ class StepCase:
     def right(self, device: torch.device) -> Right:
         step, given = self._step()[0], self.tensors(device)
         with torch.inference_mode():
-            plain = step_reference(step, given, DTYPES[self.dtype])
-            return Right(step_reference(step, given, torch.float64).cpu(), plain.cpu())
+            plain = step_reference(step, given)
+            return Right(step_reference(step, given, torch.float64), plain)
 
     def facts(self) -> dict[str, Any]:
         step, inputs = self._step()
         cost = _plan_cost(self.variant, self.dtype, self.backend, self.batch, self.size).steps[self.index]
         network = {"variant": self.variant, "size": self.size, "op": step.op, "step": step.name, "index": self.index}
-        counted = {"bytes": cost.compulsory, "macs": cost.macs, "launches": cost.launches}
-        floor = {"floor_s": cost.floor_seconds, "bound": cost.bound}
-        return {**network, "shape": "x".join(map(str, inputs["x"])), **counted, **floor}
+        counted = {"bytes": cost.compulsory, "macs": cost.macs, "launches": cost.launches, "floors": cost.floors}
+        return {**network, "shape": "x".join(map(str, inputs["x"])), **counted}
 
 
 def op_cases(dtype: str, batches: tuple[int, ...], size: int = 224) -> Iterator[OpCase]:
@@ -263,4 +266,5 @@ def meta_plan(variant: str, dtype: str, backend: str) -> Plan:
 
 @functools.cache
 def _plan_cost(variant: str, dtype: str, backend: str, batch: int, size: int) -> PlanCost:
-    return plan_cost(meta_plan(variant, dtype, backend), (batch, 3, size, size), chip_of(AT_HAND)[0])
+    plan, shape = meta_plan(variant, dtype, backend), (batch, 3, size, size)
+    return plan_cost(plan, shape, chip_of(AT_HAND)[0], tf32=tf32_allowed())

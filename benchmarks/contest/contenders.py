@@ -9,21 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest.cases import NetworkCase, OpCase, StepCase
+from benchmarks.contest.cases import DTYPES, NetworkCase, OpCase, StepCase
 from benchmarks.names import GPU_ONLY, OURS
 from mbv3fast import ops
 from mbv3fast.ops import pack_taps
 from mbv3fast.timing import Run, Wait, replayed, waiter
 
-GRAPHED = 20  # calls of an op in a graph, so that the host's time isn't in the figure
-
 
 class Ready(NamedTuple):
     """A contender made ready for a case.
 
-    run: one call on inputs that are in place. fetch: its result as a float64 tensor on the CPU. wait: until a result is
-    there. by_events: whether the current CUDA stream sees its work, so that events time it. graphed: whether it is
-    timed in a CUDA graph of GRAPHED calls.
+    run: one call on inputs that are in place. fetch: its result as a tensor on the CPU. wait: until a result is there.
+    by_events: whether the current CUDA stream sees its work, so that events time it. graphed: whether it is timed in a
+    CUDA graph.
     """
 
     run: Run
@@ -64,7 +62,7 @@ def importable(name: str) -> str:
 def in_torch(run: Run, device: torch.device, *, graphed: bool = False) -> Ready:
     """What computes on PyTorch's current stream, and returns a tensor."""
     cuda = device.type == "cuda"
-    return Ready(run, lambda out: out.double().cpu(), waiter(device), by_events=cuda, graphed=cuda and graphed)
+    return Ready(run, lambda out: out.detach().cpu(), waiter(device), by_events=cuda, graphed=cuda and graphed)
 
 
 def _ours(case: NetworkCase, device: torch.device) -> Ready:
@@ -115,7 +113,7 @@ def _timm(case: NetworkCase, device: torch.device) -> Ready:
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-3
     layout = torch.channels_last
-    model = model.to(device, case.network(device).features[0][0].weight.dtype).to(memory_format=layout).eval()  # type: ignore
+    model = model.to(device, DTYPES[case.dtype]).to(memory_format=layout).eval()  # type: ignore[call-overload]
     x = case.images(device).to(memory_format=layout)
     return in_torch(lambda: model(x), device)
 

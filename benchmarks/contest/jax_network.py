@@ -126,7 +126,7 @@ def _in_jax(case: NetworkCase, device: torch.device, convolutions: bool) -> Read
     compiled(x).block_until_ready()  # compiles
     return Ready(
         run=lambda: compiled(x),
-        fetch=lambda out: torch.from_numpy(np.array(out, dtype=np.float64)),
+        fetch=lambda out: torch.from_numpy(np.array(out, dtype=np.float32)),
         wait=lambda out: out.block_until_ready(),
     )
 

@@ -81,7 +81,7 @@ def _onnxruntime(case: NetworkCase, device: torch.device) -> Ready:
         session.run_with_iobinding(binding)
         return tensors[1]
 
-    return Ready(run, lambda out: out.double().cpu(), wait)
+    return Ready(run, lambda out: out.cpu(), wait)
 
 
 @_UNREPORTED
@@ -109,7 +109,7 @@ def _openvino(case: NetworkCase, _device: torch.device) -> Ready:
     x = openvino.Tensor(case.images(_CPU).float().numpy(), shared_memory=True)
     return Ready(
         run=lambda: request.infer(x, share_outputs=True)[0],
-        fetch=lambda out: torch.tensor(out, dtype=torch.float64),
+        fetch=lambda out: torch.tensor(out),
         wait=waiter(_CPU),
     )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,7 +25,7 @@ Answer = TypeVar("Answer")
 
 
 class Limits(NamedTuple):
-    """Seconds that a contender may take to be ready, and for a turn."""
+    """Seconds for those that get ready together, and for each of the others; for a turn."""
 
     prepare: float = 300
     turn: float = 60
@@ -34,15 +37,15 @@ class Timed:
     it and PyTorch err; or why it was refused.
     """
 
-    torch_error: Error
     seconds: dict[View, list[float]] = field(default_factory=dict)
     prepared_s: float | None = None
     error: Error | None = None
+    torch_error: Error | None = None
     refused: str = ""
 
     def errors(self) -> dict[str, float] | None:
         """As results files have them."""
-        if self.error is None:
+        if self.error is None or self.torch_error is None:
             return None
         theirs = {"torch_max": self.torch_error.largest, "torch_rms": self.torch_error.rms}
         return {"max": self.error.largest, "rms": self.error.rms, **theirs}
@@ -54,26 +57,25 @@ class SideBySide:
     def __init__(self, device: str, limits: Limits) -> None:
         self._device, self._limits = device, limits
         self._workers: dict[Contender, Worker] = {}
+        self._shared = tempfile.TemporaryDirectory()
 
     def close(self) -> None:
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
+        self._shared.cleanup()
 
     def measure(self, case: Case, contenders: Sequence[Contender], rounds: Mapping[View, int]) -> dict[str, Timed]:
         """By name, in the views of `rounds`, with at least so many calls of each."""
-        right = case.right(torch.device(self._device))
-        torch_error = Error.of(right.plain, right.truth)
-        race = {contender: Timed(torch_error, refused=contender.lacks(self._device)) for contender in contenders}
+        race = {contender: Timed(refused=contender.lacks(self._device)) for contender in contenders}
+        for contender in contenders:  # their processes start side by side
+            if not race[contender].refused and contender not in self._workers:
+                self._workers[contender] = Worker(contender, self._device)
+        with torch.backends.cudnn.flags(allow_tf32=False):  # float32 is float32, also for what others are compared with
+            right = case.right(torch.device(self._device))
+        case.share(Path(self._shared.name))
         for group in _groups(contenders, self._device):
-            for contender in group:
-                self._try(contender, race, Worker.begin, case)
-            for contender in group:
-                prepared = self._try(contender, race, Worker.prepared, self._limits.prepare)
-                if prepared is not None:
-                    race[contender].prepared_s = prepared.seconds
-                    race[contender].seconds = {view: [] for view in rounds if view in prepared.views}
-                    _compare(contender, race[contender], prepared.result, right)
+            self._prepare(case, group, race, rounds, right)
         for view, count in rounds.items():
             for _ in range(TURNS):
                 for contender, timed in race.items():
@@ -86,14 +88,31 @@ class SideBySide:
                 _compare(contender, timed, result, right)
         return {contender.name: timed for contender, timed in race.items()}
 
+    def _prepare(
+        self,
+        case: Case,
+        group: Sequence[Contender],
+        race: Mapping[Contender, Timed],
+        rounds: Mapping[View, int],
+        right: Right,
+    ) -> None:
+        """All of a group at once."""
+        deadline = time.monotonic() + self._limits.prepare
+        for contender in group:
+            self._try(contender, race, Worker.begin, case, Path(self._shared.name))
+        for contender in group:
+            prepared = self._try(contender, race, Worker.prepared, deadline, self._limits.prepare)
+            if prepared is not None:
+                race[contender].prepared_s = prepared.seconds
+                race[contender].seconds = {view: [] for view in rounds if view in prepared.views}
+                _compare(contender, race[contender], prepared.result, right)
+
     def _try(
         self, contender: Contender, race: Mapping[Contender, Timed], ask: Callable[..., Answer], *arguments: Any
     ) -> Answer | None:
         """What its worker answers; None where it was refused, or is now."""
         if race[contender].refused:
             return None
-        if contender not in self._workers:
-            self._workers[contender] = Worker(contender, self._device)
         try:
             return ask(self._workers[contender], *arguments)
         except RefusedError as error:
@@ -115,7 +134,9 @@ def _compare(contender: Contender, timed: Timed, result: Tensor, right: Right) -
     if result.shape != right.truth.shape:
         timed.refused = f"computes {list(result.shape)}, needs {list(right.truth.shape)}"
         return
-    timed.error, allowed = Error.of(result, right.truth), allowance(right.plain, right.truth, factor)
+    timed.torch_error = Error.of(right.plain, right.truth)
+    timed.error = Error.of(result.to(right.truth.device), right.truth)
+    allowed = allowance(right.plain, right.truth, factor)
     if not timed.error.within(allowed):
         errs, may = (f"{error.largest:.3g} (RMS {error.rms:.3g})" for error in (timed.error, allowed))
         timed.refused = f"errs by {errs}, may by {may}"

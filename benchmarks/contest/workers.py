@@ -8,17 +8,21 @@ import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.contest.cases import Case
-from benchmarks.contest.contenders import GRAPHED, Contender, Ready
-from mbv3fast.timing import device_seconds, latency_seconds, replayed, stream_seconds
+from benchmarks.contest.contenders import Contender, Ready
+from benchmarks.gpu.processes import die_with_parent
+from mbv3fast.timing import Run, device_seconds, latency_seconds, replayed, stream_seconds
 
 View = Literal["latency", "stream", "device warm", "device cold"]
 IN_A_STREAM = 20  # calls made one behind another
+IN_A_GRAPH = 20
+_END = 10  # seconds for a killed process to be gone
 
 
 class RefusedError(Exception):
@@ -26,7 +30,7 @@ class RefusedError(Exception):
 
 
 class Prepared(NamedTuple):
-    """What a contender computed, float64, and the seconds that it took to be ready, its first result included."""
+    """What a contender computed, and the seconds that it took to be ready, its first result included."""
 
     result: Tensor
     seconds: float
@@ -43,13 +47,14 @@ class Worker:
         self._process.start()
         far.close()
 
-    def begin(self, case: Case) -> None:
-        """Make it ready for a case; `prepared` waits for that."""
-        self._send(("prepare", case, case.shared()))
+    def begin(self, case: Case, shared: Path) -> None:
+        """Make it ready for a case, whose shared part is in a folder; `prepared` waits for that."""
+        self._send(("prepare", case, shared))
 
-    def prepared(self, limit: float) -> Prepared:
-        result, seconds, views = self._receive(limit)
-        return Prepared(torch.from_numpy(result), seconds, views)
+    def prepared(self, deadline: float, limit: float) -> Prepared:
+        """Until `deadline` of time.monotonic, which is `limit` seconds after it might begin."""
+        left = max(0.0, deadline - time.monotonic())
+        return Prepared(*self._receive(left, f"not ready in {limit:g} s"))
 
     def seconds(self, view: View, rounds: int, limit: float) -> list[float]:
         """Of each of so many calls."""
@@ -60,12 +65,13 @@ class Worker:
     def result(self, limit: float) -> Tensor:
         """Of the last call that was timed."""
         self._send(("result",))
-        return torch.from_numpy(self._receive(limit))
+        result: Tensor = self._receive(limit)
+        return result
 
     def close(self) -> None:
         self._near.close()
         self._process.kill()
-        self._process.join()
+        self._process.join(_END)
 
     def _send(self, message: tuple[Any, ...]) -> None:
         try:
@@ -73,13 +79,13 @@ class Worker:
         except OSError:
             raise self._refused("its process has ended") from None
 
-    def _receive(self, limit: float) -> Any:
+    def _receive(self, limit: float, too_late: str = "") -> Any:
         try:
             if not self._near.poll(limit):
-                raise self._refused(f"no answer in {limit:g} s")
+                raise self._refused(too_late or f"no answer in {limit:g} s")
             kind, answer = self._near.recv()
         except (EOFError, OSError):
-            self._process.join()
+            self._process.join(_END)
             raise self._refused(f"its process ended with exit code {self._process.exitcode}") from None
         if kind == "failed":
             raise self._refused(answer)
@@ -92,7 +98,9 @@ class Worker:
 
 def _serve(connection: Connection, contender: Contender, device: str) -> None:
     """Answer what a Worker sends, until it is closed."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    die_with_parent()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     torch.backends.cudnn.benchmark = True  # the fastest of cuDNN's kernels, not the likeliest
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everybody
     session = _Session(contender, torch.device(device))
@@ -116,9 +124,11 @@ class _Session:
         self._contender, self._device = contender, device
         self._ready: Ready | None = None
         self._last: Any = None
+        self._replays: dict[View, Run] = {}
 
-    def prepare(self, case: Case, shared: bytes) -> tuple[Any, float, tuple[View, ...]]:
+    def prepare(self, case: Case, shared: Path) -> tuple[Tensor, float, tuple[View, ...]]:
         self._ready = self._last = None
+        self._replays.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         case.adopt(shared)
@@ -131,9 +141,9 @@ class _Session:
         views: tuple[View, ...] = ("latency",) if self._device.type == "cpu" else ("latency", "stream")
         return self.result(), seconds, views + (("device warm", "device cold") if ready.by_events else ())
 
-    def result(self) -> Any:
+    def result(self) -> Tensor:
         assert self._ready is not None
-        return self._ready.fetch(self._last).numpy()
+        return self._ready.fetch(self._last)
 
     def time(self, view: View, rounds: int) -> list[float]:
         ready = self._ready
@@ -150,8 +160,9 @@ class _Session:
         cold = view == "device cold"
         if not ready.graphed:
             return device_seconds(run, rounds, cold=cold)
-        calls = 1 if cold else GRAPHED
-        replay = replayed(run, calls)
-        times = device_seconds(replay, rounds, cold=cold, calls=calls)
-        self._last = self._last.clone()  # whose memory is the graph's
+        calls = 1 if cold else IN_A_GRAPH
+        if view not in self._replays:
+            self._replays[view] = replayed(ready.run, calls)
+        times = device_seconds(self._replays[view], rounds, cold=cold, calls=calls)
+        self._last = self._replays[view]()
         return times

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 _GRACE = 10  # seconds between asking a command to end, upon which pytest still writes its rows, and forcing it
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class OverError(Exception):
@@ -31,7 +32,11 @@ def run(commands: Sequence[Sequence[str]], log: TextIO, limit: float, at_once: i
     try:
         while (waiting or running) and time.monotonic() < end:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.pop(0), log, root))
+                command = waiting.pop(0)
+                try:
+                    running.append(_start(command, log, root))
+                except OSError as error:
+                    faults.append(f"{shown(command)}: {error.strerror}")
             time.sleep(0.05)
             faults += [f"{shown(p.args)}: exit code {p.returncode}" for p in running if p.poll()]
             running = [process for process in running if process.returncode is None]
@@ -53,6 +58,7 @@ def shown(command: object) -> str:
 def _start(command: Sequence[str], log: TextIO, root: Path) -> subprocess.Popen[bytes]:
     log.write(f"$ {shown(command)}\n")
     log.flush()
+    path = os.environ.get("PYTHONPATH", "")
     return subprocess.Popen(
         command,
         cwd=root,
@@ -61,13 +67,19 @@ def _start(command: Sequence[str], log: TextIO, root: Path) -> subprocess.Popen[
         stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=_at_birth,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, (str(root), path)))},
     )
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent's end leaves it behind, on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
 
 
 def _at_birth() -> None:
     """A run that is killed leaves nothing on the GPU; a run in a shell's background, deaf to SIGINT, hears for it."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PYTHON = (sys.executable, "-m")
 PLANS = (("triton", "layers"),)  # backend and plan, of those that there are
 _AT_ONCE = min(8, os.cpu_count() or 1)  # processes that mostly compile
-_SLOWEST = 3  # steps that are looked at with ncu
+_SLOWEST = 2  # steps of a batch that are looked at with ncu
 _SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats", "LaunchStats")
 
 
@@ -38,22 +38,35 @@ class Stage:
 
 def stages(out: Path, dry: bool) -> list[Stage]:
     """Of a run whose results go to `out`; dry: the same stages on a CPU, tiny."""
+    wanted, others = _batches(dry)
     return [
         _environment(dry),
         _build(),
-        *_plans(dry),
-        _tests("tests", "test_every_step_agrees or layouts or bound or streams or graph", dry),
+        _plans("float16", dry),
         _tune("tune", out, ("1", "128"), 2.0, dry),
-        *_main_networks(out, dry),
-        _steps(out, dry),
+        *(_networks(out, batch, dry) for batch in wanted),
+        _steps(out, wanted[0], dry),
+        _tests("tests", "layouts or bound or streams or threads or graph or own or shares", dry),
         _sanitizer("memcheck", dry),
+        *(_networks(out, batch, dry) for batch in others),
+        *(_steps(out, batch, dry) for batch in (*wanted[1:], *others)),
+        _plans("bfloat16", dry),
+        _plans("float32", dry),
         _sanitizer("racecheck", dry),
         *_ops(out, dry),
         _ncu(out, dry),
         *_more_networks(out, dry),
+        _bench("dispatch", out, "dispatch", "replay or freshness" if dry else "bench", 200, dry),
+        _sanitizer("initcheck", dry),
+        _sanitizer("synccheck", dry),
         _tests("tests-all", "", dry),
-        _tune("tune-more", out, ("1", "128", "8", "32"), 8.0, dry),
+        _tune("tune-more", out, ("1", "128", "8", "32", "16"), 8.0, dry),
     ]
+
+
+def _batches(dry: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Those of the networks that users ask for first, and later."""
+    return ((1,), (2,)) if dry else ((1, 128), (8,))
 
 
 def rows_folder(out: Path) -> Path:
@@ -67,7 +80,9 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
 
 def _environment(dry: bool) -> Stage:
     shown = () if dry else (("nvidia-smi",),)
-    return Stage("environment", (*shown, _module("mbv3fast", "doctor")), 60)
+    return Stage(
+        "environment", (*shown, _module("mbv3fast", "doctor"), _module("pytest", "--version", "--version")), 40
+    )
 
 
 def _build() -> Stage:
@@ -75,21 +90,19 @@ def _build() -> Stage:
     return Stage("build", (_module("mbv3fast", "build"),), 180, lacks="" if there else "there is no csrc yet")
 
 
-def _plans(dry: bool) -> Iterator[Stage]:
+def _plans(dtype: str, dry: bool) -> Stage:
     """Every plan, at the batches that matter most; the first time a kernel runs it may hang, here alone."""
-    for backend, plan in PLANS:
-        for dtype in ("float16", "bfloat16", "float32"):
-            checks = [
-                (variant, "--dtype", dtype, "--batch", batch, "--backend", backend, "--plan", plan)
-                for batch in ("1", "8", "128")
-                for variant in ("large", "small")
-            ]
-            if dry:
-                small = ("small", "--dtype", "float32", "--batch", "1", "--size", "32", "--backend", "auto")
-                checks = [small] if dtype == "float32" else []
-            commands = tuple(_module("benchmarks.gpu.check_plan", *check) for check in checks)
-            lacks = "" if commands else "the CPU's plan is of float32"
-            yield Stage(f"plan-{plan}-{dtype}", commands, 100, _AT_ONCE, lacks)
+    checks = [
+        (variant, "--dtype", dtype, "--batch", batch, "--backend", backend, "--plan", plan)
+        for backend, plan in PLANS
+        for batch in ("1", "128", "8")
+        for variant in ("large", "small")
+    ]
+    if dry:
+        small = ("small", "--dtype", "float32", "--batch", "1", "--size", "32", "--backend", "auto")
+        checks = [small] if dtype == "float32" else []
+    commands = tuple(_module("benchmarks.gpu.check_plan", *check) for check in checks)
+    return Stage(f"plans-{dtype}", commands, 100, _AT_ONCE, "" if commands else "the CPU's plan is of float32")
 
 
 def _tests(name: str, chosen: str, dry: bool) -> Stage:
@@ -103,7 +116,7 @@ def _tune(name: str, out: Path, batches: tuple[str, ...], minutes: float, dry: b
     minutes = 0.1 if dry else minutes
     only = ("--dry-run", "--out", str(out / "tuned.json")) if dry else ()
     command = _module("benchmarks.tune", "--minutes", str(minutes), "--batches", *batches, *only)
-    return Stage(name, (command,), 60 * minutes + 60)
+    return Stage(name, (command,), 60 * minutes + 30)
 
 
 def _bench(name: str, out: Path, suite: str, chosen: str, limit: float, dry: bool) -> Stage:
@@ -114,38 +127,49 @@ def _bench(name: str, out: Path, suite: str, chosen: str, limit: float, dry: boo
     return Stage(name, (_module("pytest", f"benchmarks/bench_{suite}.py", *options),), limit)
 
 
-_MAIN = [f"{variant}-float16-{batch}-224" for batch in (1, 128, 8) for variant in ("large", "small")]
+_QUICK = "mbv3fast- or torchvision or timm or reduce-overhead or TensorRT or ONNX"  # to be ready
+_SLOW = ("JAX", "max-autotune", "compile-default")
 _OTHERS = [f"float16-{batch}-224" for batch in (2, 4, 16, 32, 64, 256, 512)]
 _OTHERS += [f"bfloat16-{batch}-224" for batch in (1, 128, 8, 2, 4, 16, 32, 64, 256, 512)]
-_OTHERS += [f"float32-{batch}-224" for batch in (1, 8, 128)]
-_OTHERS += [f"float16-{batch}-{size}" for size in (160, 320) for batch in (1, 8, 128)]
-_QUICK = "mbv3fast- or torchvision or timm or reduce-overhead"  # to be ready, and of torch.compile the likeliest best
-_DRY = {"small-float32-1-32": "", "small-float32-2-32": _QUICK, "large-float32-1-32": _QUICK}
+_OTHERS += [f"float32-{batch}-224" for batch in (1, 128, 8)]
+_OTHERS += [f"float16-{batch}-{size}" for size in (160, 320) for batch in (1, 128, 8)]
 
 
-def _main_networks(out: Path, dry: bool) -> Iterator[Stage]:
-    """What users ask first."""
-    for case, contenders in _DRY.items() if dry else ((case, _QUICK) for case in _MAIN):
-        yield _bench(f"networks-{case}", out, "networks", _among(case, contenders), 150, dry)
+def _networks(out: Path, batch: int, dry: bool) -> Stage:
+    """What users ask first: float16 at 224x224, Large and Small, beside those that are soon ready."""
+    if dry:  # all contenders once, on the Small
+        case = f"float32-{batch}-32"
+        chosen = (
+            f"{case} and (small or mbv3fast- or torchvision)"
+            if batch == 1
+            else _among(case, "mbv3fast- or torchvision")
+        )
+        return _bench(f"networks-{batch}", out, "networks", chosen, 150, dry)
+    return _bench(f"networks-{batch}", out, "networks", _among(f"float16-{batch}-224", _QUICK), 150, dry)
 
 
 def _more_networks(out: Path, dry: bool) -> Iterator[Stage]:
-    """Others beside ours again, so that what is set side by side was measured side by side; then the other cases."""
-    for contenders in () if dry else ("JAX", "max-autotune", "compile-default"):
-        for case in _MAIN:
-            chosen = _among(case, f"mbv3fast- or {contenders}")
-            yield _bench(f"networks-{case}-{contenders}", out, "networks", chosen, 400, dry)
+    """The contenders that take minutes to be ready; then all cases but those of `_networks`."""
+    for contenders in () if dry else _SLOW:
+        for batch in (1, 128, 8):
+            chosen = _among(f"float16-{batch}-224", contenders)
+            yield _bench(f"networks-{batch}-{contenders}", out, "networks", chosen, 500, dry)
     for case in () if dry else _OTHERS:
-        chosen = f"(e-{case} or l-{case}) and not max-autotune"
-        yield _bench(f"networks-{case}", out, "networks", chosen, 300, dry)
+        yield _bench(f"networks-{case}", out, "networks", f"({_either(case)}) and not max-autotune", 300, dry)
+
+
+def _either(case: str) -> str:
+    """Of both variants, whose ends keep "float16" from being found in "bfloat16"."""
+    return f"large-{case} or small-{case}"
 
 
 def _among(case: str, contenders: str) -> str:
-    return f"{case} and ({contenders})" if contenders else case
+    return f"({_either(case)}) and ({contenders})"
 
 
-def _steps(out: Path, dry: bool) -> Stage:
-    return _bench("steps", out, "steps", "float32" if dry else "float16", 240, dry)
+def _steps(out: Path, batch: int, dry: bool) -> Stage:
+    case = f"float32-{batch}-32" if dry else f"float16-{batch}-224"
+    return _bench(f"steps-{batch}", out, "steps", case, 120, dry)
 
 
 def _ops(out: Path, dry: bool) -> Iterator[Stage]:
@@ -179,7 +203,7 @@ def _ncu(out: Path, dry: bool) -> Stage:
     asked += ["--kernel-name", "regex:^_", "--launch-skip", "4", "--launch-count", "3"]
 
     def commands() -> Iterator[tuple[str, ...]]:
-        for number, row in enumerate(_slowest(rows_folder(out) / "steps.json")):
+        for number, row in enumerate(_slowest(rows_folder(out))):
             named = [str(part) for name in ("batch", "size", "dtype", "index") for part in (f"--{name}", row[name])]
             watched = () if dry else (program, *asked, "--log-file", str(out / f"ncu-{number}.csv"))
             yield (*watched, *_module("benchmarks.gpu.run_step", row["variant"], *named))
@@ -187,12 +211,13 @@ def _ncu(out: Path, dry: bool) -> Stage:
     return Stage("ncu", (), 120, lacks=lacks, late=commands)
 
 
-def _slowest(results: Path) -> list[dict[str, Any]]:
-    """The steps that took longest, of those that were timed; of one op and batch the slowest alone."""
-    if not results.exists():
-        return []
-    rows = json.loads(results.read_text(encoding="utf-8"))["benchmarks"]
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: -row["stats"]["median"] / row["extra_info"]["batch"]):
-        found.setdefault((row["extra_info"]["op"], row["extra_info"]["batch"]), row["extra_info"])
-    return list(found.values())[:_SLOWEST]
+def _slowest(folder: Path) -> list[dict[str, Any]]:
+    """The steps that took longest, of those that were timed, batch by batch; of one op the slowest alone."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("steps-*.json")):
+        rows = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        by_op: dict[str, dict[str, Any]] = {}
+        for row in sorted(rows, key=lambda row: -row["stats"]["median"]):
+            by_op.setdefault(row["extra_info"]["op"], row["extra_info"])
+        found += list(by_op.values())[:_SLOWEST]
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from mbv3fast.atomic import replacing
 
-_OF_ROW = ("name", "group", "extra_info")
+_OF_ROW = ("when", "name", "group", "extra_info")
 _OF_COMMIT = ("id", "time", "dirty")
 
 
@@ -30,8 +30,8 @@ def merged(paths: Iterable[Path]) -> dict[str, Any]:
         "version": newest["version"],
         "commit_info": {name: newest["commit_info"].get(name) for name in _OF_COMMIT},
         "machine_info": newest["machine_info"],
-        "benchmarks": [_slim(row) for _, part in parts for row in part["benchmarks"]],
-        "refused": [no for _, part in parts for no in part["refused"]],
+        "benchmarks": [_slim(row, part["datetime"]) for _, part in parts for row in part["benchmarks"]],
+        "refused": [{"when": part["datetime"], **no} for _, part in parts for no in part["refused"]],
     }
 
 
@@ -45,9 +45,10 @@ def save(whole: Mapping[str, Any], path: Path) -> None:
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def _slim(row: Mapping[str, Any]) -> dict[str, Any]:
+def _slim(row: Mapping[str, Any], when: str) -> dict[str, Any]:
+    """`when` tells which counts where a row occurs twice."""
     stats = {name: _rounded(value) for name, value in row["stats"].items() if name != "data"}
-    return {**{name: _rounded(row[name]) for name in _OF_ROW}, "stats": stats}
+    return {"when": when, **{name: _rounded(row[name]) for name in row if name in _OF_ROW}, "stats": stats}
 
 
 def _rounded(value: Any) -> Any:

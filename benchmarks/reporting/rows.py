@@ -246,11 +246,15 @@ def read(path: Path) -> Results:
     refusals = whole.entries("refused") if whole.get("refused", list) else []
     if not rows and not refusals:
         raise ResultsError(f"{path}: no rows of {', '.join(_NEEDED)}")
-    when = _date(whole.need("datetime", str), whole.where)
+    whole_date = whole.need("datetime", str)
     machine = _machine(whole.entry("machine_info"))
-    refused = [Refused(machine=machine, when=when, **no.named(), reason=no.need("reason", str)) for no in refusals]
+
+    def when(entry: _Entry) -> datetime:
+        return _date(entry.get("when", str) or whole_date, entry.where)
+
+    refused = [Refused(machine=machine, when=when(no), **no.named(), reason=no.need("reason", str)) for no in refusals]
     dry = (path,) if machine.dry_run else ()
-    return Results(tuple(_row(row, machine, when) for row in rows), tuple(refused), dry)
+    return Results(tuple(_row(row, machine, when(row)) for row in rows), tuple(refused), dry)
 
 
 def merge(parts: Sequence[Results]) -> Results:

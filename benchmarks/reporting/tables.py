@@ -56,12 +56,22 @@ def _at_batch_1(part: Results) -> list[str]:
 
 
 def _latency_table(timed: dict[str, dict[str, Row]]) -> list[str]:
-    head = ["contender", "p50", "p99", "ratio", "device, warm L2", "its IQR", "device, cold L2", "to prepare"]
+    head = [
+        "contender",
+        "p50",
+        "p99",
+        "ratio",
+        "device, warm L2",
+        "its IQR",
+        "its p99",
+        "device, cold L2",
+        "to prepare",
+    ]
     p50s = {contender: rows["latency"].p50 for contender, rows in timed.items() if "latency" in rows}
     body = []
     for contender in sorted(timed, key=lambda name: (p50s.get(name, math.inf), name)):
         p50, (host, warm, cold) = p50s.get(contender), map(timed[contender].get, ("latency", "warm", "cold"))
-        device = (warm.median, warm.iqr) if warm else (None, None)
+        device = (warm.median, warm.iqr, warm.p99) if warm else (None, None, None)
         prepared = [row.prepared for row in timed[contender].values() if row.prepared is not None]
         cells = [duration(p50), duration(host.p99 if host else None), ratio(p50, p50s.get(OURS))]
         cells += [*map(duration, (*device, cold.median if cold else None))]
@@ -135,14 +145,18 @@ def _steps(part: Results, charts: Sequence[Chart]) -> list[str]:
     return _section("By step", f"Medians, in the order of the plan. {SHARE}", [*lines, *_refusals(part.refused)])
 
 
+_CACHES = ("none", "warm", "cold")
+
+
 def _step_table(steps: dict[tuple, dict[str, Row]]) -> list[str]:
-    head = ["", "step", "op", "shape", "bound", "time", "warm", "cold", "floor"]
+    """Each time beside its own floor: a cold cache has another."""
+    head = ["", "step", "op", "shape", "bound", "time", "warm", "cold", "floor", "floor, warm", "floor, cold"]
     head += ["share of the floor", "share, warm", "share, cold", "launches"]
     body, sums = [], []
     for (index, step, op, shape), rows in sorted(steps.items()):
         any_of = next(iter(rows.values()))
-        times = [rows[cache].median if cache in rows else None for cache in ("none", "warm", "cold")]
-        figures = [*times, any_of.floor, any_of.launches]
+        found = [rows.get(cache) for cache in _CACHES]
+        figures = [*(row and row.median for row in found), *(row and row.floor for row in found), any_of.launches]
         body.append([str(index), step, op, shape, any_of.bound or "", *_step_cells(figures)])
         sums.append(figures)
     total = [None if None in column else sum(column) for column in zip(*sums, strict=True)]
@@ -150,9 +164,11 @@ def _step_table(steps: dict[tuple, dict[str, Row]]) -> list[str]:
 
 
 def _step_cells(figures: Sequence[Any]) -> list[str]:
-    *times, floor, launches = figures
-    shares = [percent(floor / time if floor is not None and time else None) for time in times]
-    return [*map(duration, (*times, floor)), *shares, "" if launches is None else str(launches)]
+    """Three times, their floors, and launches."""
+    times, floors, launches = figures[:3], figures[3:6], figures[6]
+    known = [time and floor for time, floor in zip(times, floors, strict=True)]
+    shares = [percent(floor / time if floor else None) for time, floor in zip(times, known, strict=True)]
+    return [*map(duration, (*times, *known)), *shares, "" if launches is None else str(launches)]
 
 
 def report(results: Results, charts: Sequence[Chart]) -> str:

@@ -14,12 +14,15 @@ from mbv3fast.backend import BACKENDS, BackendError
 from mbv3fast.ceilings import chip_of
 from mbv3fast.cli.options import DTYPES, parse_device
 from mbv3fast.cost import plan_cost
+from mbv3fast.engine import Engine
 from mbv3fast.factory import large, small
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.gpus import Gpu
-from mbv3fast.plan import Plan
-from mbv3fast.steps import step_arguments, step_inputs, step_run
+from mbv3fast.plan import Plan, Shape
+from mbv3fast.preprocess import Preprocess
+from mbv3fast.steps import repeatable, step_arguments, step_inputs, step_run
 from mbv3fast.timing import Run, device_seconds, latency_seconds, replayed, waiter
+from mbv3fast.torch_state import tf32_allowed
 
 _CALLS = 20  # of a step in a CUDA graph, where the host's time has no part
 _ROW = "{:<22} {:<24} {:>18} {:>4} {:>11} {:>11} {:>6}  {:<12} {:>9} {:>9}"
@@ -38,11 +41,12 @@ _COLUMNS = ("step", "op", "input", "runs", "us", "floor us", "share", "bound", "
 def bench(
     model: str, batch: int, size: int, dtype: str | None, device: str, backend: str, rounds: int, as_json: bool
 ) -> None:
-    """Time every step of a network by itself, then the whole, and print the floor beside each.
+    """Time every step of a network by itself, and the whole, and print the floor beside each.
 
     The floor is the least time that the device's memory and arithmetic allow (docs/cost-model.md): by the vendor's
-    figures for GPUs that are known, else by a copy and a matrix product that are timed first, and may be beaten. On a
-    GPU steps run in a CUDA graph with a warm L2 cache. The whole is timed from the call to its result.
+    figures for GPUs that are known, which a card that boosts may exceed a little, else by a copy and a matrix product
+    that are timed first, and may be beaten. On a GPU steps run in a CUDA graph with a warm L2 cache. The whole is timed
+    from the call to its result, whoever serves it. Steps are of as many images as the engine runs at once.
 
     \b
     mbv3fast bench large
@@ -54,39 +58,50 @@ def bench(
         network = (large if model == "large" else small)(backend=backend).to(place, kind).eval()
         x = torch.randn(batch, 3, size, size, device=place, dtype=kind)
         with torch.inference_mode():
-            whole = _whole(network, x, rounds)
-            measured = _measured(network.plan(), x, rounds)
+            found = {**_whole(network, x, rounds), **_steps(network.plan(), x, rounds)}
     except (BackendError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    found = {
-        "model": model,
-        "input": [batch, 3, size, size],
-        "dtype": str(kind).removeprefix("torch."),
-        **measured,
-        **whole,
-    }
+    found |= {"model": model, "input": list(x.shape), "dtype": str(kind).removeprefix("torch.")}
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
 def _whole(network: FusedMobileNetV3, x: torch.Tensor, rounds: int) -> dict[str, Any]:
-    """A call's seconds, median; who serves it."""
+    """A call's seconds, median; who serves it, and whether that is an engine with the plan's steps."""
     decision = network.explain(x)
-    if not decision.fused:
-        raise ValueError(f"no engine serves it: {decision.reason}")
     seconds = latency_seconds(lambda: network(x), waiter(x.device), rounds)
-    return {"served_by": decision.reason, "call_seconds": statistics.median(seconds)}
+    return {
+        "served_by": decision.reason,
+        "served_by_engine": decision.fused,
+        "call_seconds": statistics.median(seconds),
+    }
 
 
-def _measured(plan: Plan, x: torch.Tensor, rounds: int) -> dict[str, Any]:
-    """Each step's seconds, median, and its cost on the device of `x`."""
-    chip, guessed = chip_of(x.device)
-    shape = tuple(x.shape)
-    costs = plan_cost(plan, shape, chip).steps
+def _steps(plan: Plan, x: torch.Tensor, rounds: int) -> dict[str, Any]:
+    """Each step's seconds, median, and its cost on the device of `x`, for the images that the engine runs at once."""
+    chip, measured = chip_of(x.device)
+    images, *others = x.shape
+    at_once = Engine(plan, Preprocess()).images_at_once(tuple(x.shape))
+
+    def floor(part: int) -> float:
+        return plan_cost(plan, (part, *others), chip, tf32=tf32_allowed()).total("floor_seconds") if part else 0.0
+
+    return {
+        "backend": plan.backend,
+        "chip": _described(chip),
+        "chip_is_measured": measured,
+        "images_at_once": at_once,
+        "call_floor_seconds": images // at_once * floor(at_once) + floor(images % at_once),
+        "steps": _timed(plan, (at_once, *others), x.device, chip, rounds),
+    }
+
+
+def _timed(plan: Plan, shape: Shape, device: torch.device, chip: Gpu, rounds: int) -> list[dict[str, Any]]:
+    costs = plan_cost(plan, shape, chip, tf32=tf32_allowed()).steps
     steps = []
     bar = tqdm(step_inputs(plan, shape), "timing", unit="step", leave=False, disable=None)
     for (step, inputs), cost in zip(bar, costs, strict=True):
-        run = step_run(plan.backend, step, step_arguments(step, inputs, plan.dtype, x.device), x.device)
-        seconds = statistics.median(_seconds(run, x.device, rounds))
+        given = repeatable(plan.backend, step, step_arguments(step, inputs, plan.dtype, device))
+        seconds = statistics.median(_seconds(step_run(plan.backend, step, given, device), device, rounds))
         steps.append(
             {
                 "step": step.name,
@@ -95,12 +110,12 @@ def _measured(plan: Plan, x: torch.Tensor, rounds: int) -> dict[str, Any]:
                 "launches": cost.launches,
                 "seconds": seconds,
                 "floor_seconds": cost.floor_seconds,
-                "bound": cost.bound if x.is_cuda or cost.bound == "memory" else "arithmetic",
+                "bound": cost.bound if device.type == "cuda" or cost.bound == "memory" else "arithmetic",
                 "bytes_per_second": cost.compulsory / seconds,
                 "flops": 2 * cost.macs / seconds,
             }
         )
-    return {"backend": plan.backend, "chip": _described(chip), "chip_is_measured": guessed, "steps": steps}
+    return steps
 
 
 def _seconds(run: Run, device: torch.device, rounds: int) -> list[float]:
@@ -121,36 +136,26 @@ def _described(chip: Gpu) -> dict[str, Any]:
 
 
 def _table(found: dict[str, Any]) -> str:
-    chip, steps = found["chip"], found["steps"]
+    chip, steps, images, at_once = found["chip"], found["steps"], found["input"][0], found["images_at_once"]
     source = "measured here" if found["chip_is_measured"] else "the vendor's figures"
     rates = (
         f"{chip['memory_bytes_per_second'] / 1e9:,.0f} GB/s, {chip['flops']['float32'] / 1e12:,.2f} TFLOP/s in float32"
     )
-    lines = [
-        f"{found['model']}, input {found['input']}, {found['dtype']}, on {chip['name']} ({source}: {rates})",
-        _ROW.format(*_COLUMNS),
-        *(_ROW.format(*_cells(step)).rstrip() for step in steps),
-    ]
+    lines = [f"{found['model']}, input {found['input']}, {found['dtype']}, on {chip['name']} ({source}: {rates})"]
+    if at_once < images:
+        lines.append(f"steps of {at_once:,} images: the engine runs {images:,} in {-(-images // at_once):,} parts")
+    lines += [_ROW.format(*_COLUMNS), *(_ROW.format(*_cells(step)).rstrip() for step in steps)]
     taken, floor = (sum(step[name] for step in steps) for name in ("seconds", "floor_seconds"))
-    runs = sum(step["launches"] for step in steps)
-    total = (
-        "all steps",
-        "",
-        "",
-        runs,
-        f"{taken * 1e6:,.1f}",
-        f"{floor * 1e6:,.2f}",
-        f"{floor / taken:.0%}",
-        "",
-        "",
-        "",
-    )
+    times = f"{taken * 1e6:,.1f}", f"{floor * 1e6:,.2f}", f"{floor / taken:.0%}"
+    total = ("all steps", "", "", sum(step["launches"] for step in steps), *times, "", "", "")
     call = found["call_seconds"]
-    lines += [_ROW.format(*total).rstrip(), ""]
-    lines.append(
-        f"a call      {call * 1e6:,.1f} us, {found['input'][0] / call:,.0f} images/s, {floor / call:.0%} of its floor"
-    )
-    return "\n".join([*lines, f"served by   {found['served_by']}"])
+    said = f"a call      {call * 1e6:,.1f} us, {images / call:,.0f} images/s"
+    if found["served_by_engine"]:  # else the floor is of other launches
+        said += f"; its floor is {found['call_floor_seconds'] / call:.0%} of that"
+    served = f"served by   {found['served_by']}"
+    if not found["served_by_engine"]:
+        served += f"; the steps above are of the plan for {found['backend']}, which doesn't serve it"
+    return "\n".join([*lines, _ROW.format(*total).rstrip(), "", said, served])
 
 
 def _cells(step: dict[str, Any]) -> tuple[str, ...]:

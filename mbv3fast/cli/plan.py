@@ -18,7 +18,7 @@ from mbv3fast.plan import Plan, Shape
 
 Counted = dict[str, Any]
 _GPU_TOTALS = ("bytes_read", "bytes_written", "partial_bytes", "launches", "compulsory", "issued", "serial")
-_GPU_SECONDS = ("floor_seconds", "estimate_seconds")
+_GPU_SECONDS = ("floor_seconds", "cold_floor_seconds", "streamed_seconds", "estimate_seconds")
 
 
 @click.command(short_help="Count the steps of a forward.")
@@ -33,8 +33,9 @@ def plan(model: str, batch: int, size: int, dtype: str, backend: str, gpu: str |
     """Print the fused steps of a network: shapes, activation bytes, weight bytes, multiply-adds, launches.
 
     With --gpu also, of our kernels, the fewest programs of a launch (CTAs), the trips to memory that one makes in a
-    row, the part of the input read twice (halo), the bytes that all programs ask for; and for any backend the floor,
-    which nothing can beat, by what, and an estimate, which is no bound. Nothing is measured.
+    row, the pixels that programs read over those that there are (halo), the bytes that all ask for, and an estimate,
+    which is no bound; and for any backend the floor, the least time for these steps, with what bounds it, and the same
+    with nothing in the cache (cold). Nothing is measured.
 
     \b
     mbv3fast plan large
@@ -81,9 +82,9 @@ def _table(plan: Counted) -> str:
     names: tuple[str, ...] = ("step", "op", "input", "output", "read KB", "write KB", "weight KB", "MMAC", "runs")
     numbers = _numbers
     if "gpu" in plan:
-        row += " {:>6} {:>6} {:>6} {:>9} {:>9} {:<12} {:>11}"
+        row += " {:>6} {:>6} {:>6} {:>9} {:>9} {:<12} {:>9} {:<12} {:>11}"
         title += f", {plan['gpu']}: counted, not measured"
-        names += ("CTAs", "serial", "halo", "issued KB", "floor us", "bound", "estimate us")
+        names += ("CTAs", "serial", "halo", "issued KB", "floor us", "bound", "cold us", "bound", "estimate us")
         numbers = _numbers_on_gpu
     lines = [title, row.format(*names)]
     for step in plan["steps"]:
@@ -113,6 +114,8 @@ def _numbers_on_gpu(counts: Counted) -> tuple[str, ...]:
         number("issued", ",.0f", 1e-3),
         number("floor_seconds", ",.2f", 1e6),
         counts.get("bound", ""),
+        number("cold_floor_seconds", ",.2f", 1e6),
+        counts.get("cold_bound", ""),
         number("estimate_seconds", ",.1f", 1e6),
     )
 

@@ -1,0 +1,63 @@
+"""How the stages of a run went, written down as they end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.stages import Stage
+from mbv3fast.atomic import replacing
+
+ATTEMPTS = 2  # of a stage that is cut each time, before it counts as ended
+
+
+@dataclass
+class Outcome:
+    """How a stage went: "passed", "failed", "timed out", "skipped", or "cut" by the end of the run."""
+
+    name: str
+    status: str
+    seconds: float = 0.0
+    why: str = ""
+    attempts: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.status != "cut" or self.attempts >= ATTEMPTS
+
+    def __str__(self) -> str:
+        return f"{self.name:<32} {self.status:<10} {self.seconds:7.1f} s  {self.why}".rstrip()
+
+
+class Journal:
+    """Outcomes by stage, in a file that is written anew with each.
+
+    what: the machine and the kind of run. Raises ValueError where the file is of another, or damaged.
+    """
+
+    def __init__(self, path: Path, what: Mapping[str, Any]) -> None:
+        self._path, self._what = path, dict(what)
+        self.outcomes: dict[str, Outcome] = {}
+        if not path.exists():
+            return
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            of, self.outcomes = kept["run"], {entry["name"]: Outcome(**entry) for entry in kept["stages"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}): give another --out") from None
+        if of != self._what:
+            changed = ", ".join(name for name in self._what if of.get(name) != self._what[name])
+            raise ValueError(f"{path.parent} holds a run of another {changed}: give another --out")
+
+    def put(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.name] = outcome
+        entries = [asdict(each) for each in self.outcomes.values()]
+        with replacing(self._path) as path:
+            path.write_text(json.dumps({"run": self._what, "stages": entries}, indent=1), encoding="utf-8")
+
+    def left(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Those that have not ended."""
+        return [stage for stage in stages if not (self.outcomes.get(stage.name) or Outcome("", "cut")).ended]
