@@ -6,9 +6,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from benchmarks.contest.cases import NetworkCase, op_cases
+from benchmarks.contest.contenders import Ready
 from benchmarks.contest.side_by_side import OTHERS_FACTOR, TURNS, Limits, SideBySide, Timed
+from benchmarks.contest.workers import _Session
 from tests import contenders
 from tests.contenders import CASE
 
@@ -75,6 +78,14 @@ def test_every_network_of_ours_keeps_the_rule() -> None:
         assert contest.measure(CASE, (ours,), ROUNDS)["mbv3fast"].refused.startswith("errs by")
     finally:
         contest.close()
+
+
+def test_a_result_that_is_sent_is_a_copy() -> None:
+    """Sending a tensor moves its memory, where a runtime may have been told to write."""
+    out = torch.zeros(3)
+    session = _Session(contenders.RIGHT, torch.device("cpu"))
+    session._ready, session._last = Ready(lambda: out, lambda result: result, lambda _: None), out
+    assert session.result().data_ptr() != out.data_ptr()
 
 
 def test_cases_have_names_of_their_own() -> None:

@@ -143,7 +143,7 @@ class _Session:
 
     def result(self) -> Tensor:
         assert self._ready is not None
-        return self._ready.fetch(self._last)
+        return self._ready.fetch(self._last).clone()  # sending moves a tensor's memory, whose address may be bound
 
     def time(self, view: View, rounds: int) -> list[float]:
         ready = self._ready
