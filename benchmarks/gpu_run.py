@@ -11,6 +11,7 @@ time. What ends is written down and packed into results.tar.gz at once, so that 
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -37,10 +38,13 @@ def run_all(todo: Sequence[Stage], out: Path, journal: Journal, until: float) ->
         elif left < _LEAST:
             continue
         else:
-            before = journal.outcomes.get(stage.name)
-            started = Outcome(stage.name, "cut", attempts=1 + (before.attempts if before else 0))
-            journal.put(started)
-            outcome = run_stage(stage, out, left, started.attempts)
+            before = journal.outcomes.get(stage.name, Outcome(stage.name, "cut"))
+            journal.put(Outcome(stage.name, "cut", attempts=before.attempts + 1))  # as it stays if this is killed
+            try:
+                outcome = run_stage(stage, out, left, before.attempts)
+            except (KeyboardInterrupt, SystemExit):
+                journal.put(Outcome(stage.name, "cut", why="interrupted", attempts=before.attempts))
+                raise
         journal.put(outcome)
         print(outcome, flush=True)
         if outcome.status in ("failed", "timed out"):
@@ -48,8 +52,8 @@ def run_all(todo: Sequence[Stage], out: Path, journal: Journal, until: float) ->
         pack(out)
 
 
-def run_stage(stage: Stage, out: Path, left: float, attempts: int = 1) -> Outcome:
-    """Within its limit, or the `left` seconds of the run."""
+def run_stage(stage: Stage, out: Path, left: float, attempts: int = 0) -> Outcome:
+    """Within its limit, or the `left` seconds of the run; `attempts` were killed before."""
     begin = time.monotonic()
     log = _log(out, stage)
     log.parent.mkdir(exist_ok=True)
@@ -92,7 +96,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("benchmarks.gpu_run", description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, required=True, help="a folder for all that comes of it")
-    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--minutes", type=float, default=9, help="for all of it, 9 by default")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUT")
     parser.add_argument("--dry-run", action="store_true")
     return parser.parse_args(argv)
@@ -104,10 +108,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     out, path = options.out.resolve(), options.out.resolve() / "stages.json"
     try:
+        if not 0 < options.minutes < math.inf:
+            raise ValueError(f"--minutes: got {options.minutes:g}, needs some")
         if not options.dry_run and DEVICE == "cpu":
             raise ValueError("needs a CUDA device; --dry-run does without")
-        if path.exists() and not options.resume:
-            raise ValueError(f"{out} holds a run: --resume goes on with it, another --out begins one")
+        if path.exists() != options.resume:
+            holds = (
+                "a run: --resume goes on with it, another --out begins one" if path.exists() else "no run to go on with"
+            )
+            raise ValueError(f"{out} holds {holds}")
         journal = Journal(path, {**machine_info(), "dry_run": options.dry_run})
     except ValueError as error:
         print(f"gpu_run: {error}", file=sys.stderr)
@@ -116,14 +125,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = stages(out, options.dry_run)
     if not options.dry_run:
         keep_tables(out)
+    interrupted = False
     try:
         run_all(todo, out, journal, end - RESERVE)
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
         if not options.dry_run:
             keep_tables(out)
         finish(out, max(10.0, end - time.monotonic()))
     left = ", ".join(stage.name for stage in journal.left(todo))
     print(f"left: {left}; go on with --resume" if left else "all stages have ended")
+    if interrupted:
+        return 128 + signal.SIGINT
     return 1 if any(outcome.status in ("failed", "timed out") for outcome in journal.outcomes.values()) else 0
 
 

@@ -91,13 +91,21 @@ def test_each_stage_ends_as_its_commands_do(tmp_path: Path, journal: Journal) ->
 def test_the_minutes_bound_the_run_and_what_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_run, "_LEAST", 0.5)
     todo = [stage("good", "pass"), stage("cut", "import time; time.sleep(1000)"), stage("never", "pass")]
-    for attempt in range(1, ATTEMPTS + 1):
+    for _ in range(ATTEMPTS + 1):  # the minutes are nobody's fault
         journal = Journal(tmp_path / "stages.json", {})
         run_all(todo, tmp_path, journal, time.monotonic() + 2)
         assert statuses(journal) == {"good": "passed", "cut": "cut"}
-        assert journal.outcomes["cut"].attempts == attempt
+    assert [each.name for each in journal.left(todo)] == ["cut", "never"]
+
+
+def test_a_stage_that_kills_the_run_is_given_up(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "stages.json", {})
+    todo = [stage("deadly", "pass"), stage("next", "pass")]
+    journal.put(Outcome("deadly", "cut", attempts=1))
+    assert [each.name for each in journal.left(todo)] == ["deadly", "next"]
+    journal.put(Outcome("deadly", "cut", attempts=ATTEMPTS))
     run_all(todo, tmp_path, journal, time.monotonic() + LONG)
-    assert statuses(journal) == {"good": "passed", "cut": "cut", "never": "passed"}, "the others get their turn"
+    assert statuses(journal) == {"deadly": "cut", "next": "passed"}, "the others get their turn"
 
 
 def test_commands_side_by_side(tmp_path: Path) -> None:
@@ -129,7 +137,7 @@ def test_what_a_command_started_ends_with_it(tmp_path: Path) -> None:
     assert not alive(int(pid.read_text()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_in_the_middle_and_resumed_all_is_done_once(tmp_path: Path, number: int) -> None:
     done, out = tmp_path / "done", tmp_path / "out"
     slow, quick = (python(SCRIPT.format(second=second)) for second in (1000, 0))
@@ -145,7 +153,7 @@ def test_killed_in_the_middle_and_resumed_all_is_done_once(tmp_path: Path, numbe
     assert done.read_text() == "first second third "
     assert "all stages have ended" in result.stdout
     attempts = {entry["name"]: entry["attempts"] for entry in json.loads((out / "stages.json").read_text())["stages"]}
-    assert attempts == {"first": 1, "second": 2, "third": 1}
+    assert attempts == {"first": 0, "second": 1 if number == signal.SIGKILL else 0, "third": 0}
     assert (out / "results.tar.gz").exists()
 
 
@@ -166,8 +174,11 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs a CUDA device; --dry-run does without" in said()
     Journal(path, {**machine_info(), "dry_run": False}).put(Outcome("environment", "passed"))
     assert "holds a run: --resume goes on with it" in said("--dry-run")
+    assert "--minutes: got 0, needs some" in said("--dry-run", "--minutes", "0")
+    assert "--minutes: got nan" in said("--dry-run", "--minutes", "nan")
     assert "holds a run of another dry_run: give another --out" in said("--dry-run", "--resume")
     path.unlink()
+    assert "holds no run to go on with" in said("--dry-run", "--resume")
     Journal(path, {**machine_info(), "dry_run": True, "gpu": {"name": "another"}}).put(Outcome("environment", "passed"))
     assert "holds a run of another gpu" in said("--dry-run", "--resume")
     path.write_text("[")

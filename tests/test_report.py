@@ -181,7 +181,7 @@ def test_results_to_keep(files: Files, capsys: Any) -> None:
         whole["benchmarks"][0] |= {"group": "g", "params": {}}
         whole["benchmarks"][0]["stats"]["data"] = [0.0002] * 2000
         path.write_text(json.dumps(whole))
-    kept = files.folder / "kept.json"
+    kept = files.folder / "new" / "kept.json"
     assert main([*map(str, paths), "--out", str(files.folder / "out"), "--save", str(kept)]) == 0
     assert read(kept) == merge([read(path) for path in paths])
     newer = files.write("newer.json", row(150), day=2)

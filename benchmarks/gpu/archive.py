@@ -68,5 +68,5 @@ def summary(whole: Mapping[str, Any]) -> Iterator[str]:
         others = {name: median for name, median in by_name.items() if not name.startswith(OURS)}
         if ours and others:
             best = min(others, key=lambda name: others[name])
-            shown = f"{ours * 1e6:,.1f} us, {best} {others[best] * 1e6:,.1f} us, {others[best] / ours:.2f}x"
+            shown = f"{OURS} {ours * 1e6:,.1f} us, {best} {others[best] * 1e6:,.1f} us, {others[best] / ours:.2f}x"
             yield f"{'-'.join(map(str, case)):<40} {shown}"

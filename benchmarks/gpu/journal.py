@@ -11,12 +11,15 @@ from typing import Any
 from benchmarks.gpu.stages import Stage
 from mbv3fast.atomic import replacing
 
-ATTEMPTS = 2  # of a stage that is cut each time, before it counts as ended
+ATTEMPTS = 2  # of a stage during which the run was killed each time, before it is given up
 
 
 @dataclass
 class Outcome:
-    """How a stage went: "passed", "failed", "timed out", "skipped", or "cut" by the end of the run."""
+    """How a stage went: "passed", "failed", "timed out", "skipped", or "cut" by the end of the run.
+
+    attempts: those that ended with the run's being killed, this one counted until it ends otherwise.
+    """
 
     name: str
     status: str

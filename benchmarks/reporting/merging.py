@@ -41,6 +41,7 @@ def save(whole: Mapping[str, Any], path: Path) -> None:
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     for name in ("benchmarks", "refused"):
         lines.append(f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, whole[name])) + "\n]")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
