@@ -66,7 +66,7 @@ def run_stage(stage: Stage, out: Path, left: float, attempts: int = 0) -> Outcom
             status, why = ("failed" if faults else "passed"), "; ".join(faults)
         except OverError as over:
             status, why = ("timed out" if left >= stage.limit else "cut"), str(over)
-        except (ValueError, KeyError) as error:  # of what another stage has left
+        except (ValueError, KeyError, TypeError) as error:  # of what another stage has left
             status, why = "failed", repr(error)
     return Outcome(stage.name, status, round(time.monotonic() - begin, 1), why, attempts)
 
@@ -102,10 +102,16 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _terminated(number: int, _frame: object) -> None:
+    """End as by an exception, and once: a second signal must not keep the first from ending what runs."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     options = parsed(argv)
     end = time.monotonic() + 60 * options.minutes
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _terminated)
     out, path = options.out.resolve(), options.out.resolve() / "stages.json"
     try:
         if not 0 < options.minutes < math.inf:
@@ -118,10 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             raise ValueError(f"{out} holds {holds}")
         journal = Journal(path, {**machine_info(), "dry_run": options.dry_run})
-    except ValueError as error:
+        rows_folder(out).mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         print(f"gpu_run: {error}", file=sys.stderr)
         return 1
-    rows_folder(out).mkdir(parents=True, exist_ok=True)
     todo = stages(out, options.dry_run)
     if not options.dry_run:
         keep_tables(out)

@@ -33,6 +33,7 @@ def _run(options: argparse.Namespace) -> None:
         raise ResultsError(f"{options.readme}: its section on performance is not what these results make")
     if options.check:
         return
+    kept = merged(options.results) if options.save else {}
     folder, charts = options.out or options.results[0].parent, draw(results)
     folder.mkdir(parents=True, exist_ok=True)
     files |= {folder / chart.name: chart.png for chart in charts}
@@ -41,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(content)
     if options.save:
-        save(merged(options.results), options.save)
+        save(kept, options.save)
     print(f"{folder / 'report.md'}: {len(results.rows)} rows, {len(charts)} charts")
 
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; whether that section is so")
     try:
         _run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError, RecursionError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
     return 0

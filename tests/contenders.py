@@ -65,6 +65,21 @@ def _raises(_case: OpCase, _device: torch.device) -> Ready:
     raise ValueError("as peers do")
 
 
+def _complex(case: OpCase, device: torch.device) -> Ready:
+    tensors = case.tensors(device)
+    return in_torch(lambda: torch.complex(case.refer(tensors), torch.ones(2, 16, 4, 4)), device)
+
+
+def _sparse(case: OpCase, device: torch.device) -> Ready:
+    tensors = case.tensors(device)
+    return in_torch(lambda: case.refer(tensors).to_sparse(), device)
+
+
+def _wide(case: OpCase, device: torch.device) -> Ready:
+    tensors = case.tensors(device)
+    return in_torch(lambda: case.refer(tensors).double(), device)
+
+
 def _lacks(_device: str) -> str:
     return "isn't installed"
 
@@ -76,6 +91,9 @@ def _contender(name: str, prepare: Any, lacks: Any = anywhere) -> Contender:
 RIGHT = _contender("right", _right)
 WRONG = _contender("wrong", _wrong)
 MISSHAPEN = _contender("misshapen", _misshapen)
+COMPLEX = _contender("complex", _complex)
+SPARSE = _contender("sparse", _sparse)
+WIDE = _contender("mbv3fast", _wide)
 WRONG_LATER = _contender("wrong later", _wrong_later)
 NEVER_READY = _contender("never ready", _never_ready)
 HANGS = _contender("hangs", _hangs_when_timed)

@@ -107,9 +107,10 @@ def test_the_floor_is_that_of_pytorchs_switch_for_tf32(monkeypatch: pytest.Monke
         (("--device", "tpu"), "tpu"),
         (("--batch", "0"), "--batch"),
         (("--rounds", "0"), "--rounds"),
+        (("--batch", 10**8, "--size", 4000), "can't allocate memory"),
     ],
 )
-def test_refusals_are_a_line(arguments: tuple[str, ...], said: str) -> None:
+def test_refusals_are_a_line(arguments: tuple[object, ...], said: str) -> None:
     result = run("bench", *QUICK, *arguments)
     assert result.exit_code != 0
     assert said in result.output

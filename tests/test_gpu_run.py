@@ -24,6 +24,7 @@ from benchmarks.gpu.processes import OverError, run
 from benchmarks.gpu.stages import ROOT, Stage, stages
 from benchmarks.gpu_run import main, run_all, run_stage
 from benchmarks.machine import machine_info
+from tests.reports import Files, row
 
 LONG = 10**3  # seconds
 SCRIPT = """
@@ -196,14 +197,31 @@ def test_what_is_missing_or_broken_fails_its_stage_alone(tmp_path: Path, journal
     assert (tmp_path / "results.tar.gz").exists(), "packed as stages end"
 
 
-def test_damaged_rows_are_left_out(tmp_path: Path) -> None:
+def test_damaged_rows_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows"
     rows.mkdir()
-    good = {"datetime": "2026-01-01", "version": "5", "commit_info": {}, "machine_info": {}, "refused": []}
-    rows.joinpath("good.json").write_text(json.dumps({**good, "benchmarks": [{"name": "a", "stats": {}}]}))
-    rows.joinpath("cut.json").write_text("")
-    rows.joinpath("other.json").write_text("[]")
-    assert [row["name"] for row in collect(tmp_path)["benchmarks"]] == ["a"]
+    files = Files(rows)
+    good = files.write("a-good.json", row(200), row(300, "timm"))
+    other = {"benchmarks": [{"name": "other", "extra_info": {}, "stats": {}}]}
+    (rows / "b-other-suite.json").write_text(json.dumps(json.loads(good.read_text()) | other))
+    files.write("c-nan.json", row(float("nan")))
+    files.write("d-other-machine.json", row(200), gpu=None, dry_run=True)
+    for name, text in {"cut": "", "list": "[]", "bare": '{"benchmarks": []}', "null": '{"benchmarks": null}'}.items():
+        (rows / f"e-{name}.json").write_text(text)
+    (rows / "f-folder.json").mkdir()
+    whole = collect(tmp_path)
+    assert [entry["name"] for entry in whole["benchmarks"]] == ["bench", "bench", "other"]
+    assert (tmp_path / "results.json").exists()
+    left_out = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert [name.rstrip(":")[0] for name in left_out] == list("cdeeeef")
+
+
+def test_what_an_ended_command_left_behind_ends(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = f"import subprocess; p = subprocess.Popen(['sleep', '1000']); open({str(pid)!r}, 'w').write(str(p.pid))"
+    assert run_stage(stage("leaves", code), tmp_path, LONG).status == "passed"
+    time.sleep(0.2)
+    assert not alive(int(pid.read_text()))
 
 
 def test_tables_travel_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,15 @@ def test_what_is_wrong_is_refused_and_the_others_are_timed(contest: SideBySide) 
         assert not any(found[name].seconds.values()), "nothing wrong is timed"
 
 
+def test_what_is_no_result_of_the_case_is_refused(contest: SideBySide) -> None:
+    named = (contenders.COMPLEX, contenders.SPARSE, contenders.WIDE, contenders.RIGHT)
+    found = contest.measure(CASE, named, ROUNDS)
+    assert is_timed(found["right"])
+    for name in ("complex", "sparse"):
+        assert found[name].refused == "TypeError: its result is a Tensor, needs a dense tensor of numbers on the CPU"
+    assert found["mbv3fast"].refused == "computes torch.float64, needs torch.float32", "ours has its own dtype"
+
+
 def test_what_is_wrong_later_is_refused_though_timed(contest: SideBySide) -> None:
     found = contest.measure(CASE, (contenders.WRONG_LATER,), ROUNDS)
     assert found["wrong later"].refused.startswith("errs by")

@@ -130,13 +130,16 @@ def _groups(contenders: Sequence[Contender], device: str) -> Iterator[list[Conte
 
 def _compare(contender: Contender, timed: Timed, result: Tensor, right: Right) -> None:
     """Refuse what computed something else."""
-    factor = FACTOR if contender.name.startswith(OURS) else OTHERS_FACTOR
+    ours = contender.name.startswith(OURS)
     if result.shape != right.truth.shape:
         timed.refused = f"computes {list(result.shape)}, needs {list(right.truth.shape)}"
         return
+    if ours and result.dtype != right.plain.dtype:
+        timed.refused = f"computes {result.dtype}, needs {right.plain.dtype}"
+        return
     timed.torch_error = Error.of(right.plain, right.truth)
     timed.error = Error.of(result.to(right.truth.device), right.truth)
-    allowed = allowance(right.plain, right.truth, factor)
+    allowed = allowance(right.plain, right.truth, FACTOR if ours else OTHERS_FACTOR)
     if not timed.error.within(allowed):
         errs, may = (f"{error.largest:.3g} (RMS {error.rms:.3g})" for error in (timed.error, allowed))
         timed.refused = f"errs by {errs}, may by {may}"

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -70,6 +72,8 @@ class Worker:
 
     def close(self) -> None:
         self._near.close()
+        with suppress(OSError, TypeError):  # it has no group yet, or no number any more
+            os.killpg(self._process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         self._process.kill()
         self._process.join(_END)
 
@@ -87,6 +91,10 @@ class Worker:
         except (EOFError, OSError):
             self._process.join(_END)
             raise self._refused(f"its process ended with exit code {self._process.exitcode}") from None
+        except RefusedError:
+            raise
+        except Exception as error:  # of what can't be unpickled
+            raise self._refused(f"its answer can't be read: {error!r}"[:300]) from None
         if kind == "failed":
             raise self._refused(answer)
         return answer
@@ -99,6 +107,7 @@ class Worker:
 def _serve(connection: Connection, contender: Contender, device: str) -> None:
     """Answer what a Worker sends, until it is closed."""
     die_with_parent()
+    os.setpgid(0, 0)  # so that what it starts ends with it
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     torch.backends.cudnn.benchmark = True  # the fastest of cuDNN's kernels, not the likeliest
@@ -143,7 +152,11 @@ class _Session:
 
     def result(self) -> Tensor:
         assert self._ready is not None
-        return self._ready.fetch(self._last).clone()  # sending moves a tensor's memory, whose address may be bound
+        result = self._ready.fetch(self._last)
+        dense = isinstance(result, Tensor) and result.layout is torch.strided and not result.is_nested
+        if not dense or result.device.type != "cpu" or result.is_complex() or result.is_quantized:
+            raise TypeError(f"its result is a {type(result).__name__}, needs a dense tensor of numbers on the CPU")
+        return result.detach().clone()  # sending moves a tensor's memory, whose address may be bound
 
     def time(self, view: View, rounds: int) -> list[float]:
         ready = self._ready

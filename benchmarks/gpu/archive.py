@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from benchmarks.gpu.stages import rows_folder
 from benchmarks.names import OURS
 from benchmarks.reporting.merging import merged, save
+from benchmarks.reporting.rows import read
 from mbv3fast.atomic import replacing
 from mbv3fast.kernels.tuned import TABLES
 
@@ -32,13 +32,16 @@ def keep_tables(out: Path) -> None:
 
 def collect(out: Path) -> dict[str, Any]:
     """All rows of a run, in results.json too; empty where there are none. Files that a cut has damaged are left out."""
-    readable = []
+    readable: list[Path] = []
     for path in sorted(rows_folder(out).glob("*.json")):
         try:
-            json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+            merged([*readable, path])
+            rows = merged([path])["benchmarks"]
+            if any("suite" in row["extra_info"] for row in rows):  # which reports read, others not
+                read(path)
             readable.append(path)
-        except (ValueError, KeyError, TypeError):
-            print(f"left out: {path.name}, which is damaged")
+        except Exception as error:  # whatever is wrong with one must not lose the others
+            print(f"left out: {path.name}: {error!r}"[:300])
     whole = merged(readable)
     if whole:
         save(whole, out / "results.json")

@@ -48,8 +48,8 @@ class Journal:
             return
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-            of, self.outcomes = kept["run"], {entry["name"]: Outcome(**entry) for entry in kept["stages"]}
-        except (ValueError, TypeError, KeyError) as error:
+            of, self.outcomes = dict(kept["run"]), {entry["name"]: Outcome(**entry) for entry in kept["stages"]}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): give another --out") from None
         if of != self._what:
             changed = ", ".join(name for name in self._what if of.get(name) != self._what[name])

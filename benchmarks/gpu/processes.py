@@ -38,7 +38,10 @@ def run(commands: Sequence[Sequence[str]], log: TextIO, limit: float, at_once: i
                 except OSError as error:
                     faults.append(f"{shown(command)}: {error.strerror}")
             time.sleep(0.05)
-            faults += [f"{shown(p.args)}: exit code {p.returncode}" for p in running if p.poll()]
+            for process in running:
+                if process.poll() is not None:
+                    _kill(process, signal.SIGKILL)  # what it left behind
+            faults += [f"{shown(p.args)}: exit code {p.returncode}" for p in running if p.returncode]
             running = [process for process in running if process.returncode is None]
         faults += [f"{shown(process.args)}: no end in {limit:.0f} s" for process in running]
         faults += [f"{shown(command)}: had no turn" for command in waiting]
@@ -83,12 +86,17 @@ def _at_birth() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _kill(process: subprocess.Popen[bytes], number: int) -> None:
+    """A command and all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
 def _stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
         end = time.monotonic() + _GRACE
         for process in running:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+            _kill(process, number)
         for process in running:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, end - time.monotonic()))

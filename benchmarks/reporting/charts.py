@@ -116,12 +116,18 @@ def _draw_lines(axes: Axes, lines: Lines, value: Callable[[Row], float]) -> None
         if contender in others:
             again, place = divmod(others.index(contender), len(_COLOURS))
             style = {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": "--" if again else "-"}
-        axes.plot(list(line), [value(row) for row in line.values()], label=name, **style)
+        axes.plot(list(line), [value(row) for row in line.values()], label=_plain(name), **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(batches_of(lines)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
     axes.set_xlabel("batch")
+
+
+def _plain(name: str) -> str:
+    """A label that is no formula, and none of those beginning with _ that matplotlib hides."""
+    label = name.replace("$", r"\$")
+    return f" {label}" if label.startswith("_") else label
 
 
 def _round_limits(axes: Axes) -> None:

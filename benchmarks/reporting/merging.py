@@ -27,11 +27,11 @@ def merged(paths: Iterable[Path]) -> dict[str, Any]:
             raise ValueError(f"{other} is of another machine or other versions than {path}")
     return {
         "datetime": newest["datetime"],
-        "version": newest["version"],
-        "commit_info": {name: newest["commit_info"].get(name) for name in _OF_COMMIT},
+        "version": newest.get("version"),
+        "commit_info": {name: (newest.get("commit_info") or {}).get(name) for name in _OF_COMMIT},
         "machine_info": newest["machine_info"],
         "benchmarks": [_slim(row, part["datetime"]) for _, part in parts for row in part["benchmarks"]],
-        "refused": [{"when": part["datetime"], **no} for _, part in parts for no in part["refused"]],
+        "refused": [{"when": part["datetime"], **no} for _, part in parts for no in part.get("refused") or ()],
     }
 
 

@@ -61,6 +61,8 @@ def bench(
             found = {**_whole(network, x, rounds), **_steps(network.plan(), x, rounds)}
     except (BackendError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    except RuntimeError as error:  # PyTorch's, of a batch too large for the memory
+        raise click.ClickException(str(error).splitlines()[0]) from error
     found |= {"model": model, "input": list(x.shape), "dtype": str(kind).removeprefix("torch.")}
     click.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
