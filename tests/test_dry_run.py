@@ -66,7 +66,7 @@ def _check_report(out: Path) -> None:
         assert f"| {contender} |" in text.replace("**", ""), contender
     assert "TensorRT" in text.partition("Not timed:")[2], "with its reason"
     charts = {path.name for path in out.glob("*.png")}
-    kinds = ("latency", "throughput", "floor-batch-1", "floor-batch-2")
+    kinds = ("latency", "throughput", "floor-batch-1")
     assert charts == {
         *(f"cpu-1-small-float32-32-{kind}.png" for kind in kinds),
         *(f"cpu-1-large-float32-32-{kind}.png" for kind in kinds[:2]),
