@@ -38,7 +38,7 @@ def run_all(todo: Sequence[Stage], out: Path, journal: Journal, until: float) ->
         elif left < _LEAST:
             continue
         else:
-            before = journal.outcomes.get(stage.name, Outcome(stage.name, "cut"))
+            before = journal.of(stage)
             journal.put(Outcome(stage.name, "cut", attempts=before.attempts + 1))  # as it stays if this is killed
             try:
                 outcome = run_stage(stage, out, left, before.attempts)

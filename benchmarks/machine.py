@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from mbv3fast import __version__
+from mbv3fast.cli.options import usable_cores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _PACKAGES = ("torch", "triton", "torchvision", "timm", "jax", "onnxruntime", "openvino", "torch_tensorrt")
@@ -21,7 +21,7 @@ def machine_info() -> dict[str, Any]:
     """Of this machine; not its name."""
     return {
         "gpu": _gpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "versions": dict(_versions()),
     }
 

@@ -105,7 +105,7 @@ def plan_cost(plan: Plan, shape: Shape, gpu: Gpu, *, tf32: bool = False) -> Plan
         launches[planned.step.name].append(planned.launch)
     costs = []
     for step, counted in zip(plan.steps, plan.costs(shape, target), strict=True):
-        sizes = step.sizes({argument: shapes[name] for argument, name in step.inputs.items()})
+        sizes = step.sizes(step.input_shapes(shapes))
         if ours:
             costs.append(_of_launches(counted, sizes, launches[step.name], rates, gpu))
         else:

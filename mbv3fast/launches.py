@@ -49,7 +49,7 @@ def planned_launches(plan: Plan, shape: Shape, target: Target | None = None) -> 
     """
     shapes = plan.shapes(shape)
     for step in plan.steps:
-        inputs = {argument: shapes[name] for argument, name in step.inputs.items()}
+        inputs = step.input_shapes(shapes)
         launches, _ = dry_run(OPS[step.op], inputs, step.tensors, step.options, plan.dtype, target, step.inputs)
         weights = storages(step.tensors)
         for launch in launches:

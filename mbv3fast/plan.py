@@ -38,6 +38,10 @@ class Step:
     def name(self) -> str:
         return self.outputs[0]
 
+    def input_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Shapes by argument, from those of a plan's values by name."""
+        return {argument: shapes[name] for argument, name in self.inputs.items()}
+
     def sizes(self, shapes: Mapping[str, Shape]) -> Sizes:
         """The sizes of its op's symbols, for inputs of `shapes` by argument."""
         tensors = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
@@ -94,7 +98,7 @@ class Plan:
         """The shape of every value for an input of `shape` [N, C, H, W]."""
         shapes = {INPUT: shape}
         for step in self.steps:
-            sizes = step.sizes({argument: shapes[name] for argument, name in step.inputs.items()})
+            sizes = step.sizes(step.input_shapes(shapes))
             shapes |= dict(zip(step.outputs, SPECS[step.op].output_shapes(sizes), strict=True))
         return shapes
 
@@ -106,7 +110,7 @@ class Plan:
         return [self._cost(step, shapes, target) for step in self.steps]
 
     def _cost(self, step: Step, shapes: Mapping[str, Shape], target: Target | None) -> StepCost:
-        inputs = {argument: shapes[name] for argument, name in step.inputs.items()}
+        inputs = step.input_shapes(shapes)
         traffic = self._traffic(step, inputs, shapes[step.name], target)
         return StepCost(
             op=step.op,
@@ -134,7 +138,7 @@ class Plan:
         peak = 0
         for index, step in enumerate(self.steps):
             live |= set(step.outputs)
-            inputs = {argument: shapes[name] for argument, name in step.inputs.items()}
+            inputs = step.input_shapes(shapes)
             scratch = self._traffic(step, inputs, shapes[step.name]).scratch
             peak = max(peak, sum(size[name] for name in live) + scratch)
             live -= {name for name, last in last_use.items() if last == index}

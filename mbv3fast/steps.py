@@ -12,7 +12,7 @@ from torch import Tensor
 from mbv3fast import reference
 from mbv3fast.disagreement import with_random_weights
 from mbv3fast.ops import OPS
-from mbv3fast.ops.op import as_tuple, empty
+from mbv3fast.ops.op import as_tuple, empty_input
 from mbv3fast.ops.target import target_of
 from mbv3fast.plan import SPECS, Plan, Shape, Step
 from mbv3fast.timing import Run
@@ -24,24 +24,21 @@ _OPEN = 99.0  # a bias whose scale is 1; by others values would vanish, call by 
 def step_inputs(plan: Plan, shape: Shape) -> list[tuple[Step, dict[str, Shape]]]:
     """Each step with the shapes of what it takes from others, for an input of `shape` [N, C, H, W]."""
     shapes = plan.shapes(shape)
-    return [(step, {name: shapes[value] for name, value in step.inputs.items()}) for step in plan.steps]
+    return [(step, step.input_shapes(shapes)) for step in plan.steps]
 
 
 def step_arguments(step: Step, inputs: Mapping[str, Shape], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Random tensors for a step, and its options."""
     spec = SPECS[step.op]
-    kinds = {arg.name: arg.kind for arg in spec.args}
-    given: dict[str, Any] = dict(step.options)
-    for name, shape in inputs.items():
-        like = torch.empty(0, dtype=spec.dtype_of(name, dtype), device=device)
-        given[name] = (like.new_empty(shape) if kinds[name] == "image" else empty(shape, like=like)).normal_()
-    return given | dict(with_random_weights(step, device).tensors)
+    given = {name: empty_input(spec, name, shape, dtype, device).normal_() for name, shape in inputs.items()}
+    return {**step.options, **given, **with_random_weights(step, device).tensors}
 
 
 def repeatable(backend: str, step: Step, given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that calls leave as they are: PyTorch's squeeze-excite works in place, and gets a scale of 1."""
-    changed = {"fc2_bias": torch.full_like(given["fc2_bias"], _OPEN)} if step.op == "squeeze_excite" else {}
-    return {**given, **(changed if backend == "torch" else {})}
+    if backend != "torch" or step.op != "squeeze_excite":
+        return dict(given)
+    return {**given, "fc2_bias": torch.full_like(given["fc2_bias"], _OPEN)}
 
 
 def step_run(backend: str, step: Step, given: Mapping[str, Any], device: torch.device) -> Run:

@@ -19,6 +19,7 @@ Run = Callable[[], Any]
 Wait = Callable[[Any], None]
 WARM_UP = 3
 WARM_UP_SECONDS = 0.05  # for clocks to rise
+IN_A_GRAPH = 20  # calls
 _MARGIN = 2  # times the host's longest launch: the next may be longer
 _FLUSH = 256 * 2**20  # bytes written to empty an L2 cache: more than any has
 
@@ -65,10 +66,9 @@ def device_seconds(run: Run, rounds: int, *, cold: bool = False, calls: int = 1)
     return times
 
 
-def graph_seconds(run: Run, rounds: int, *, cold: bool = False, calls: int = 20) -> list[float]:
-    """`device_seconds` of a call in a CUDA graph, where the host has no part: of `calls` in a row, or of a cold one."""
-    calls = 1 if cold else calls
-    return device_seconds(replayed(run, calls), rounds, cold=cold, calls=calls)
+def graph_seconds(run: Run, rounds: int) -> list[float]:
+    """`device_seconds` of a call in a CUDA graph of IN_A_GRAPH in a row, where the host has no part."""
+    return device_seconds(replayed(run, IN_A_GRAPH), rounds, calls=IN_A_GRAPH)
 
 
 def replayed(run: Run, calls: int = 1) -> Run:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from mbv3fast.ops.op import Op, as_tuple, empty
+from mbv3fast.ops.op import Op, as_tuple, empty_input
 from mbv3fast.ops.spec import conv_shape
 from mbv3fast.ops.target import Target
 
@@ -63,15 +63,11 @@ def dry_run(
     """
     from mbv3fast.kernels._common import watch_launches
 
-    kinds = {arg.name: arg.kind for arg in op.spec.args}
     values: dict[Any, Tensor] = {}
     given = {}
-    for name, shape in inputs.items():
-        like = torch.empty(0, dtype=op.spec.dtype_of(name, dtype), device="meta")
-        value = (name if names is None else names[name], like.dtype)
-        if value not in values:  # in the layout that the engine's have, of which no copy is made
-            values[value] = like.new_empty(shape) if kinds[name] == "image" else empty(shape, like=like)
-        given[name] = values[value]
+    for name, shape in inputs.items():  # in the layout that the engine's have, of which no copy is made
+        tensor = empty_input(op.spec, name, shape, dtype, torch.device("meta"))
+        given[name] = values.setdefault((name if names is None else names[name], tensor.dtype), tensor)
     launches: list[Launch] = []
     with watch_launches(launches.append):
         outputs = as_tuple(op.run(**given, **tensors, **options, target=target))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.contest import peers
-from benchmarks.contest.cases import DTYPES, NetworkCase, Right
+from benchmarks.contest.cases import NetworkCase, Right
 from benchmarks.contest.contenders import Contender
+from mbv3fast.cli.options import DTYPES
 from tests.numerics import Error, allowance
 
 CPU = torch.device("cpu")

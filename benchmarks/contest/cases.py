@@ -13,19 +13,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import mbv3fast
+from benchmarks.machine import DEVICE
 from mbv3fast import reference
 from mbv3fast.ceilings import chip_of
+from mbv3fast.cli.options import DTYPES
 from mbv3fast.cost import PlanCost, call_floor, plan_cost
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
-from mbv3fast.plan import Plan, Step
+from mbv3fast.plan import Plan, Shape, Step
 from mbv3fast.steps import repeatable, step_arguments, step_inputs, step_reference, step_run
 from mbv3fast.timing import Run
 from mbv3fast.torch_state import tf32_allowed
 from tests.peers import PEERS, trained_state
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-AT_HAND = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+AT_HAND = torch.device(DEVICE)
 _STATES: dict[str, dict[str, Tensor]] = {}  # by variant
 _CHUNK = 32  # images at once in float64, which takes memory
 
@@ -108,8 +109,18 @@ class NetworkCase:
         return {"variant": self.variant, "size": self.size}
 
 
+class _Alone:
+    """A case that shares nothing."""
+
+    def share(self, folder: Path) -> None:
+        pass
+
+    def adopt(self, folder: Path) -> None:
+        pass
+
+
 @dataclass(frozen=True)
-class OpCase:
+class OpCase(_Alone):
     """A call of a public op on random tensors: the sizes of the symbols in its Spec, its options, its extra inputs."""
 
     op: str
@@ -138,12 +149,6 @@ class OpCase:
         spec, given = OPS[step.op].spec, {**inputs, **step.tensors}
         extras = tuple(arg.name for arg in spec.args if arg.optional and arg.name in given)
         return cls(step.op, dtype, tuple(sorted(sizes.items())), tuple(sorted(step.options.items())), extras)
-
-    def share(self, folder: Path) -> None:
-        pass
-
-    def adopt(self, folder: Path) -> None:
-        pass
 
     def tensors(self, device: torch.device) -> dict[str, Tensor]:
         """By the names of the op's arguments, all of the case's dtype; images in channels_last memory."""
@@ -193,7 +198,7 @@ class OpCase:
 
 
 @dataclass(frozen=True)
-class StepCase:
+class StepCase(_Alone):
     """A step of the plan that a backend runs, on random tensors."""
 
     variant: str
@@ -203,19 +208,12 @@ class StepCase:
     backend: str
     index: int
 
-    def _step(self) -> tuple[Step, dict[str, tuple[int, ...]]]:
-        plan = meta_plan(self.variant, self.dtype, self.backend)
-        return step_inputs(plan, (self.batch, 3, self.size, self.size))[self.index]
+    def _step(self) -> tuple[Step, dict[str, Shape]]:
+        return _planned(self.variant, self.dtype, self.backend, self.batch, self.size)[self.index]
 
     def __str__(self) -> str:
         name = self._step()[0].name.replace(".", "_")
         return f"{self.variant}-{self.dtype}-{self.batch}-{self.size}-{self.index:02}-{name}"
-
-    def share(self, folder: Path) -> None:
-        pass
-
-    def adopt(self, folder: Path) -> None:
-        pass
 
     def tensors(self, device: torch.device) -> dict[str, Any]:
         """By the names of the op's arguments, with its options."""
@@ -248,7 +246,7 @@ def op_cases(dtype: str, batches: tuple[int, ...], size: int = 224) -> Iterator[
     for batch in batches:
         for backend in ("torch", "triton"):
             for variant in ("large", "small"):
-                for step, inputs in step_inputs(meta_plan(variant, dtype, backend), (batch, 3, size, size)):
+                for step, inputs in _planned(variant, dtype, backend, batch, size):
                     joined = step.op in ("depthwise_project", "depthwise_excite_project")
                     single = step.op in ("depthwise_conv", "squeeze_excite", "pointwise_conv")
                     if joined or (single and backend == "torch"):
@@ -262,6 +260,12 @@ def meta_plan(variant: str, dtype: str, backend: str) -> Plan:
     with torch.device("meta"):
         model = (mbv3fast.large if variant == "large" else mbv3fast.small)(source="torchvision", backend=backend)
         return model.to(DTYPES[dtype]).eval().plan()
+
+
+@functools.cache
+def _planned(variant: str, dtype: str, backend: str, batch: int, size: int) -> list[tuple[Step, dict[str, Shape]]]:
+    """Its steps, with the shapes of what each takes from others."""
+    return step_inputs(meta_plan(variant, dtype, backend), (batch, 3, size, size))
 
 
 @functools.cache

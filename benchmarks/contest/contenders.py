@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest.cases import DTYPES, NetworkCase, OpCase, StepCase
+from benchmarks.contest.cases import NetworkCase, OpCase, StepCase
 from benchmarks.names import GPU_ONLY, OURS
 from mbv3fast import ops
+from mbv3fast.cli.options import DTYPES
 from mbv3fast.ops import pack_taps
 from mbv3fast.timing import Run, Wait, replayed, waiter
 

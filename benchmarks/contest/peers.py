@@ -15,9 +15,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.contest.cases import DTYPES, NetworkCase
+from benchmarks.contest.cases import NetworkCase
 from benchmarks.contest.contenders import Contender, Ready, gpu_only, importable, in_torch
 from benchmarks.contest.jax_network import lacks_jax, prepare_jax, prepare_jax_products
+from mbv3fast.cli.options import DTYPES
 from mbv3fast.timing import waiter
 
 _CPU = torch.device("cpu")

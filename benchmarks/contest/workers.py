@@ -19,11 +19,11 @@ from torch import Tensor
 from benchmarks.contest.cases import Case
 from benchmarks.contest.contenders import Contender, Ready
 from benchmarks.gpu.processes import die_with_parent
-from mbv3fast.timing import Run, device_seconds, latency_seconds, replayed, stream_seconds
+from mbv3fast.cli.options import usable_cores
+from mbv3fast.timing import IN_A_GRAPH, Run, device_seconds, latency_seconds, replayed, stream_seconds
 
 View = Literal["latency", "stream", "device warm", "device cold"]
 IN_A_STREAM = 20  # calls made one behind another
-IN_A_GRAPH = 20
 _END = 10  # seconds for a killed process to be gone
 
 
@@ -109,7 +109,7 @@ def _serve(connection: Connection, contender: Contender, device: str) -> None:
     die_with_parent()
     os.setpgid(0, 0)  # so that what it starts ends with it
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        torch.set_num_threads(usable_cores())
     torch.backends.cudnn.benchmark = True  # the fastest of cuDNN's kernels, not the likeliest
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, for everybody
     session = _Session(contender, torch.device(device))

@@ -33,12 +33,15 @@ def keep_tables(out: Path) -> None:
 def collect(out: Path) -> dict[str, Any]:
     """All rows of a run, in results.json too; empty where there are none. Files that a cut has damaged are left out."""
     readable: list[Path] = []
+    machine: Any = None  # of the first
     for path in sorted(rows_folder(out).glob("*.json")):
         try:
-            merged([*readable, path])
-            rows = merged([path])["benchmarks"]
-            if any("suite" in row["extra_info"] for row in rows):  # which reports read, others not
+            part = merged([path])
+            if any("suite" in row["extra_info"] for row in part["benchmarks"]):  # which reports read, others not
                 read(path)
+            if readable and part["machine_info"] != machine:
+                raise ValueError("of another machine or other versions than those before")
+            machine = part["machine_info"]
             readable.append(path)
         except Exception as error:  # whatever is wrong with one must not lose the others
             print(f"left out: {path.name}: {error!r}"[:300])

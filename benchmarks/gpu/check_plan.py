@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.contest.cases import DTYPES, NetworkCase
+from benchmarks.contest.cases import NetworkCase
 from mbv3fast.backend import BACKENDS
+from mbv3fast.cli.options import DTYPES
 from mbv3fast.disagreement import disagreement
 from tests.numerics import Error, allowance
 

@@ -61,6 +61,10 @@ class Journal:
         with replacing(self._path) as path:
             path.write_text(json.dumps({"run": self._what, "stages": entries}, indent=1), encoding="utf-8")
 
+    def of(self, stage: Stage) -> Outcome:
+        """The stage's outcome; where it has none, as if it had been cut before it began."""
+        return self.outcomes.get(stage.name, Outcome(stage.name, "cut"))
+
     def left(self, stages: Sequence[Stage]) -> list[Stage]:
         """Those that have not ended."""
-        return [stage for stage in stages if not (self.outcomes.get(stage.name) or Outcome("", "cut")).ended]
+        return [stage for stage in stages if not self.of(stage).ended]

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.contest.cases import DTYPES, StepCase
+from benchmarks.contest.cases import StepCase
+from mbv3fast.cli.options import DTYPES
 from mbv3fast.timing import waiter
 
 CALLS = 5  # the first of which compiles

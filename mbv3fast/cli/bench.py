@@ -21,10 +21,9 @@ from mbv3fast.gpus import Gpu
 from mbv3fast.plan import Plan, Shape
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.steps import repeatable, step_arguments, step_inputs, step_run
-from mbv3fast.timing import Run, device_seconds, latency_seconds, replayed, waiter
+from mbv3fast.timing import Run, graph_seconds, latency_seconds, waiter
 from mbv3fast.torch_state import tf32_allowed
 
-_CALLS = 20  # of a step in a CUDA graph, where the host's time has no part
 _ROW = "{:<22} {:<24} {:>18} {:>4} {:>11} {:>11} {:>6}  {:<12} {:>9} {:>9}"
 _COLUMNS = ("step", "op", "input", "runs", "us", "floor us", "share", "bound", "GB/s", "GFLOP/s")
 
@@ -124,7 +123,7 @@ def _seconds(run: Run, device: torch.device, rounds: int) -> list[float]:
     if device.type == "cpu":
         return latency_seconds(run, waiter(device), rounds)
     with torch.cuda.device(device):
-        return device_seconds(replayed(run, _CALLS), rounds, calls=_CALLS)
+        return graph_seconds(run, rounds)
 
 
 def _described(chip: Gpu) -> dict[str, Any]:

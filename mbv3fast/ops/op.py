@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -93,6 +93,13 @@ def empty(shape: tuple[int, ...], *, like: Tensor, dtype: torch.dtype | None = N
         return torch.empty(shape, dtype=dtype, device=like.device)
     images, channels, height, width = shape
     return torch.empty((images, height, width, channels), dtype=dtype, device=like.device).permute(0, 3, 1, 2)
+
+
+def empty_input(spec: Spec, argument: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor as a network that computes in `dtype` has it for an argument: images lie as users' do."""
+    like = torch.empty(0, dtype=spec.dtype_of(argument, dtype), device=device)
+    kinds = {arg.name: arg.kind for arg in spec.args}
+    return like.new_empty(tuple(shape)) if kinds[argument] == "image" else empty(tuple(shape), like=like)
 
 
 def _in_layout(out: Tensor) -> Tensor:
