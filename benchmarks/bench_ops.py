@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from benchmarks.contest.cases import OpCase, op_cases
 from benchmarks.contest.contenders import OP_CONTENDERS
+from benchmarks.contest.step_cases import OpCase, op_cases
 from benchmarks.contest.workers import View
 
 CONTENDERS = OP_CONTENDERS

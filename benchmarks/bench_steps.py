@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from benchmarks.contest.cases import StepCase, meta_plan
 from benchmarks.contest.contenders import STEP_CONTENDERS
+from benchmarks.contest.step_cases import StepCase, meta_plan
 from benchmarks.contest.workers import View
 
 CONTENDERS = STEP_CONTENDERS

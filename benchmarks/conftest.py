@@ -32,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("these suites need pytest-benchmark: pip install pytest-benchmark")
     config.stash[REFUSED], config.stash[MEASURED] = [], {}
 
 
@@ -157,6 +159,7 @@ def _facts(case: Case, view: View) -> dict[str, Any]:
     return {**facts, "floor_s": floors.floor_seconds, "bound": floors.bound}
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """What times depend on, and no more: not the machine's name."""
     cpu = {name: machine_info["cpu"][name] for name in ("brand_raw", "arch", "count") if name in machine_info["cpu"]}
@@ -165,6 +168,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info |= {"system": system, "cpu": cpu, **this_machine(), "dry_run": config.getoption("--tiny")}
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
     del benchmarks
     output_json["refused"] = config.stash[REFUSED]

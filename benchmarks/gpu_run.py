@@ -16,13 +16,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.gpu.archive import collect, keep_tables, pack, summary
 from benchmarks.gpu.journal import Journal, Outcome
-from benchmarks.gpu.processes import OverError, run
 from benchmarks.gpu.stages import PYTHON, ROOT, Stage, rows_folder, stages
 from benchmarks.machine import DEVICE, machine_info
+from benchmarks.processes import OverError, alone, run
 
 RESERVE = 20  # seconds of the run for the report and the archive
 _LEAST = 15  # seconds that must be left for a stage to begin
@@ -38,6 +39,7 @@ def run_all(todo: Sequence[Stage], out: Path, journal: Journal, until: float) ->
         elif left < _LEAST:
             continue
         else:
+            print(f"{stage.name} …", flush=True)
             before = journal.of(stage)
             journal.put(Outcome(stage.name, "cut", attempts=before.attempts + 1))  # as it stays if this is killed
             try:
@@ -108,26 +110,23 @@ def _terminated(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = parsed(argv)
-    end = time.monotonic() + 60 * options.minutes
-    signal.signal(signal.SIGTERM, _terminated)
-    out, path = options.out.resolve(), options.out.resolve() / "stages.json"
-    try:
-        if not 0 < options.minutes < math.inf:
-            raise ValueError(f"--minutes: got {options.minutes:g}, needs some")
-        if not options.dry_run and DEVICE == "cpu":
-            raise ValueError("needs a CUDA device; --dry-run does without")
-        if path.exists() != options.resume:
-            holds = (
-                "a run: --resume goes on with it, another --out begins one" if path.exists() else "no run to go on with"
-            )
-            raise ValueError(f"{out} holds {holds}")
-        journal = Journal(path, {**machine_info(), "dry_run": options.dry_run})
-        rows_folder(out).mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        print(f"gpu_run: {error}", file=sys.stderr)
-        return 1
+def begun(options: argparse.Namespace, out: Path) -> Journal:
+    """The journal of the run that is asked for. Raises ValueError where it can't be, or not here."""
+    path = out / "stages.json"
+    if not 0 < options.minutes < math.inf:
+        raise ValueError(f"--minutes: got {options.minutes:g}, needs some")
+    if not options.dry_run and DEVICE == "cpu":
+        raise ValueError("needs a CUDA device; --dry-run does without")
+    if path.exists() and not options.resume:
+        raise ValueError(f"{out} holds a run: --resume goes on with it, another --out begins one")
+    if options.resume and not path.exists():
+        raise ValueError(f"{out} holds no run to go on with")
+    rows_folder(out).mkdir(parents=True, exist_ok=True)
+    return Journal(path, {**machine_info(), "dry_run": options.dry_run})
+
+
+def run_and_keep(options: argparse.Namespace, out: Path, journal: Journal, end: float) -> int:
+    """All that there is time for until `end`; the exit code."""
     todo = stages(out, options.dry_run)
     if not options.dry_run:
         keep_tables(out)
@@ -145,6 +144,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if interrupted:
         return 128 + signal.SIGINT
     return 1 if any(outcome.status in ("failed", "timed out") for outcome in journal.outcomes.values()) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parsed(argv)
+    end = time.monotonic() + 60 * options.minutes
+    signal.signal(signal.SIGTERM, _terminated)
+    out = options.out.resolve()
+    with ExitStack() as held:
+        try:
+            journal = begun(options, out)
+            held.enter_context(alone(out))
+        except (ValueError, OSError) as error:
+            print(f"gpu_run: {error}", file=sys.stderr)
+            return 1
+        return run_and_keep(options, out, journal, end)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.reporting.charts import draw
+from benchmarks.reporting.grouping import Chart
 from benchmarks.reporting.merging import merged, save
 from benchmarks.reporting.readme import rewritten
-from benchmarks.reporting.rows import ResultsError, merge, read
+from benchmarks.reporting.rows import DRY, Results, ResultsError, merge, read
 from benchmarks.reporting.tables import report
 from mbv3fast.atomic import replacing
 
@@ -33,8 +33,10 @@ def _run(options: argparse.Namespace) -> None:
         raise ResultsError(f"{options.readme}: its section on performance is not what these results make")
     if options.check:
         return
+    if options.save and results.dry:
+        raise ResultsError(f"{results.dry[0]}: {DRY}, so it can't go into {options.save}")
     kept = merged(options.results) if options.save else {}
-    folder, charts = options.out or options.results[0].parent, draw(results)
+    folder, charts = options.out or options.results[0].parent, _charts(results)
     folder.mkdir(parents=True, exist_ok=True)
     files |= {folder / chart.name: chart.png for chart in charts}
     files[folder / "report.md"] = report(results, charts).encode()
@@ -44,6 +46,16 @@ def _run(options: argparse.Namespace) -> None:
     if options.save:
         save(kept, options.save)
     print(f"{folder / 'report.md'}: {len(results.rows)} rows, {len(charts)} charts")
+
+
+def _charts(results: Results) -> list[Chart]:
+    """None, and a line that says so, where matplotlib isn't installed."""
+    try:
+        from benchmarks.reporting.charts import draw
+    except ImportError as error:
+        print(f"report: draws no charts: {error}", file=sys.stderr)
+        return []
+    return draw(results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

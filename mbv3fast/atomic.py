@@ -13,8 +13,9 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; on success it is on disk and takes the place of `path`.
 
-    Where the body fails, `path` is as it was and the temporary file is gone.
+    Where the body fails, `path` is as it was and the temporary file is gone. A link stays one.
     """
+    path = path.resolve()
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")  # every writer has its own
     try:
         yield temporary

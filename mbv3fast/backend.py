@@ -58,8 +58,8 @@ def requested(backend: str, plan: str | None = None) -> Request:
         raise ValueError(f"{request.origin}: got {name!r}, needs one of {', '.join(BACKENDS)}")
     if request.name == "cuda":
         raise BackendError(f"{request.origin}: 'cuda' has no kernels in this version; use 'auto', 'triton' or 'torch'")
-    if request.name == "triton" and not triton_installed():
-        raise BackendError(f"{request.origin}: 'triton' needs Triton; pip install 'mbv3fast[triton]'")
+    if request.name == "triton" and lacks_triton():
+        raise BackendError(f"{request.origin}: 'triton' can't serve anything: {lacks_triton()}")
     return request
 
 
@@ -97,8 +97,8 @@ def lacks_kernels(device: torch.device, dtype: torch.dtype) -> str:
     """Why no kernel of ours takes tensors of this device and dtype; empty where they do."""
     if dtype not in SERVED_DTYPES:
         return f"{dtype} is not served"
-    if not triton_installed():
-        return "Triton is not installed"
+    if lacks_triton():
+        return lacks_triton()
     if device.type == "cpu":
         return "" if interpreted() else "a CPU runs them in Triton's interpreter alone (TRITON_INTERPRET=1)"
     if device.type != "cuda":
@@ -119,9 +119,13 @@ def serves_op(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 @functools.cache
-def triton_installed() -> bool:
-    """Whether the kernels and their compiler are there."""
-    return all(_found(name) for name in ("triton", "mbv3fast.kernels"))
+def lacks_triton() -> str:
+    """What is missing of the kernels and their compiler; empty where both are there."""
+    if not _found("triton"):
+        return "Triton is not installed (pip install 'mbv3fast[triton]')"
+    if not _found("mbv3fast.kernels"):
+        return "this checkout has no link to its kernels (ln -s ../kernels mbv3fast/kernels)"
+    return ""
 
 
 @functools.cache

@@ -14,8 +14,9 @@ from mbv3fast.engine import Engine
 from mbv3fast.ops import OPS
 from mbv3fast.ops.op import as_tuple
 from mbv3fast.ops.target import target_of
-from mbv3fast.plan import INPUT, Plan, Step
+from mbv3fast.plan import INPUT, Plan
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.steps import step_reference, with_random_weights
 
 _MOST_IMAGES = 7  # that differ, since float64 takes time and memory; no tile's number, so that none is another's copy
 _FACTOR = 2  # of PyTorch's own error, by which a kernel may err
@@ -38,43 +39,28 @@ def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> st
         few = {name: random(value, op.spec.dtype_of(name, plan.dtype)) for name, value in step.inputs.items()}
         many = {name: _repeated(tensor, shape[0]) for name, tensor in few.items()}
         run = functools.partial(op.run, **many, **step.tensors, **step.options, target=target_of(device, pdl=True))
-        truth = functools.partial(_refer, step, {name: tensor.double() for name, tensor in few.items()})
-        reason = _difference(run, functools.partial(_refer, step, many), truth)
+        plainly = functools.partial(step_reference, step, many)
+        reason = _difference(run, plainly, functools.partial(step_reference, step, few, torch.float64))
         if reason:
             return f"{step.op} of {step.name} {reason}"
     x = random(INPUT, plan.dtype)
     images = _repeated(x, shape[0])
     engine = Engine(plan, Preprocess.default(shape[1]), micro_batch=shape[0])
-    reason = _difference(lambda: engine(images), lambda: _chain(plan, images), lambda: _chain(plan, x.double()))
+    truly = functools.partial(_chain, plan, x, torch.float64)
+    reason = _difference(lambda: engine(images), lambda: _chain(plan, images), truly)
     return f"the network {reason}" if reason else ""
-
-
-def with_random_weights(step: Step, device: torch.device, generator: torch.Generator | None = None) -> Step:
-    """A step on `device` with random tensors, packed as its own are, of a size that keeps sums about 1."""
-    tensors = {}
-    for name, tensor in step.tensors.items():
-        packed = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-        tensors[name] = packed.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
-    return replace(step, tensors=tensors)
 
 
 def _repeated(few: Tensor, images: int) -> Tensor:
     return few.repeat(-(-images // len(few)), *[1] * (few.dim() - 1))[:images]
 
 
-def _refer(step: Step, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """What the reference makes of a step's inputs, in float64 where these are."""
-    wide = next(iter(inputs.values())).dtype == torch.float64
-    tensors = {name: tensor.double() if wide else tensor for name, tensor in step.tensors.items()}
-    return OPS[step.op].reference(**inputs, **tensors, **step.options)
-
-
-def _chain(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
-    """The plan's outputs by the references of its steps."""
+def _chain(plan: Plan, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """The plan's outputs by the references of its steps, in `dtype` where one is given."""
     values = {INPUT: x}
     for step in plan.steps:
         inputs = {name: values[value] for name, value in step.inputs.items()}
-        values |= zip(step.outputs, _refer(step, inputs), strict=True)
+        values |= zip(step.outputs, step_reference(step, inputs, dtype), strict=True)
     return tuple(values[name] for name in plan.outputs)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbv3fast import reference
-from mbv3fast.disagreement import with_random_weights
 from mbv3fast.ops import OPS
 from mbv3fast.ops.op import as_tuple, empty_input
 from mbv3fast.ops.target import target_of
@@ -34,6 +34,15 @@ def step_arguments(step: Step, inputs: Mapping[str, Shape], dtype: torch.dtype, 
     return {**step.options, **given, **with_random_weights(step, device).tensors}
 
 
+def with_random_weights(step: Step, device: torch.device, generator: torch.Generator | None = None) -> Step:
+    """A step on `device` with random tensors, packed as its own are, of a size that keeps sums about 1."""
+    tensors = {}
+    for name, tensor in step.tensors.items():
+        packed = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        tensors[name] = packed.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
+    return replace(step, tensors=tensors)
+
+
 def repeatable(backend: str, step: Step, given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that calls leave as they are: PyTorch's squeeze-excite works in place, and gets a scale of 1."""
     if backend != "torch" or step.op != "squeeze_excite":
@@ -48,8 +57,9 @@ def step_run(backend: str, step: Step, given: Mapping[str, Any], device: torch.d
     return functools.partial(OPS[step.op].run, **given, target=target_of(device, pdl=True))
 
 
-def step_reference(step: Step, given: Mapping[str, Any], dtype: torch.dtype | None = None) -> Tensor:
-    """What the step must compute, in `dtype` where one is given."""
+def step_reference(step: Step, given: Mapping[str, Any], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """What the step must compute of `given`, and of its own tensors that aren't given; in `dtype` if there is one."""
+    given = {**step.tensors, **step.options, **given}
     if dtype is not None:
         given = {name: value.to(dtype) if isinstance(value, Tensor) else value for name, value in given.items()}
-    return as_tuple(getattr(reference, f"{step.op}_ref")(**given))[0]
+    return as_tuple(getattr(reference, f"{step.op}_ref")(**given))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contest.cases import OpCase
 from benchmarks.contest.contenders import Contender, Ready, anywhere, in_torch
+from benchmarks.contest.step_cases import OpCase
 
 SIZES = {"N": 2, "C": 8, "H": 4, "W": 4, "M": 16}
 CASE = OpCase("pointwise_conv", "float32", tuple(sorted(SIZES.items())), (("activation", "relu"),))

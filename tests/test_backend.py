@@ -13,6 +13,7 @@ from mbv3fast.backend import (
     Request,
     decide,
     lacks_kernels,
+    lacks_triton,
     network_server,
     op_server,
     requested,
@@ -56,12 +57,12 @@ def test_the_argument_then_the_environment(
 @pytest.mark.parametrize("by", ["argument", "environment"])
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("cuda", "'cuda' has no kernels in this version; use 'auto'"), ("triton", "'triton' needs Triton; pip install")],
+    [("cuda", "'cuda' has no kernels in this version; use 'auto'"), ("triton", "'triton' can't serve anything: gone")],
 )
 def test_a_backend_that_no_device_here_has_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, message: str, by: str
 ) -> None:
-    monkeypatch.setattr(backend, "triton_installed", lambda: False)
+    monkeypatch.setattr(backend, "lacks_triton", lambda: "gone")
     origin = "backend" if by == "argument" else ENVIRONMENT
     if by == "environment":
         monkeypatch.setenv(ENVIRONMENT, name)
@@ -157,9 +158,17 @@ def test_a_model_asks_for_triton_at_its_first_forward() -> None:
 
 
 def test_without_triton_nothing_is_lost_but_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "triton_installed", lambda: False)
-    assert lacks_kernels(CUDA, torch.float16) == "Triton is not installed"
+    monkeypatch.setattr(backend, "lacks_triton", lambda: "gone")
+    assert lacks_kernels(CUDA, torch.float16) == "gone"
     assert decide(AUTO, CPU, torch.float32).fused
+
+
+@pytest.mark.parametrize(
+    ("missing", "advice"), [("triton", "pip install 'mbv3fast[triton]'"), ("mbv3fast.kernels", "ln -s ../kernels")]
+)
+def test_what_is_missing_is_told_apart(monkeypatch: pytest.MonkeyPatch, missing: str, advice: str) -> None:
+    monkeypatch.setattr(backend, "_found", lambda name: name != missing)
+    assert advice in lacks_triton.__wrapped__()
 
 
 def test_who_serves_a_network_and_an_op(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,9 +58,10 @@ def test_a_table() -> None:
     result = run("bench", *QUICK)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("small, input [1, 3, 32, 32], float32, on Orin (measured here: 205 GB/s, 5.30 TFLOP/s")
-    assert lines[1].split() == ["step", "op", "input", "runs", "us", "floor", "us", "share", "bound", "GB/s", "GFLOP/s"]
-    assert lines[2].split()[:3] == ["features.0", "stem_conv", "1x3x32x32"]
+    assert lines[0] == f"small, input [1, 3, 32, 32], float32, on {GPUS['orin'].name}"
+    assert lines[1] == "measured here: memory 205 GB/s, cache 1,331 GB/s, arithmetic 5.30 TFLOP/s"
+    assert lines[2].split() == ["step", "op", "input", "runs", "us", "floor", "us", "share", "bound", "GB/s", "GFLOP/s"]
+    assert lines[3].split()[:3] == ["features.0", "stem_conv", "1x3x32x32"]
     assert any(line.startswith("all steps") for line in lines)
     assert lines[-2].startswith("a call")
     assert "images/s; its floor is " in lines[-2]

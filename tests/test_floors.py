@@ -120,7 +120,7 @@ def test_a_row_has_the_floor_of_its_view() -> None:
 
 
 def test_the_floors_of_cases_are_those_of_the_chip_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = pytest.importorskip("benchmarks.contest.cases")
+    cases = pytest.importorskip("benchmarks.contest.step_cases")
     monkeypatch.setattr(cases, "chip_of", lambda _: (H100, False))
     cases._plan_cost.cache_clear()
     for dtype in ("float16", "float32"):

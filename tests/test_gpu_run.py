@@ -20,10 +20,10 @@ from _pytest.mark.expression import Expression
 from benchmarks import bench_networks, bench_ops, bench_steps, gpu_run
 from benchmarks.gpu.archive import collect, keep_tables
 from benchmarks.gpu.journal import ATTEMPTS, Journal, Outcome
-from benchmarks.gpu.processes import OverError, run
 from benchmarks.gpu.stages import ROOT, Stage, stages
 from benchmarks.gpu_run import main, run_all, run_stage
 from benchmarks.machine import machine_info
+from benchmarks.processes import OverError, alone, run
 from tests.reports import Files, row
 
 LONG = 10**3  # seconds
@@ -177,11 +177,16 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds a run: --resume goes on with it" in said("--dry-run")
     assert "--minutes: got 0, needs some" in said("--dry-run", "--minutes", "0")
     assert "--minutes: got nan" in said("--dry-run", "--minutes", "nan")
-    assert "holds a run of another dry_run: give another --out" in said("--dry-run", "--resume")
+    assert "holds a run of dry_run False, not True: give another --out" in said("--dry-run", "--resume")
     path.unlink()
     assert "holds no run to go on with" in said("--dry-run", "--resume")
-    Journal(path, {**machine_info(), "dry_run": True, "gpu": {"name": "another"}}).put(Outcome("environment", "passed"))
-    assert "holds a run of another gpu" in said("--dry-run", "--resume")
+    here = machine_info()
+    versions = {**here["versions"], "torch": "1.0"}
+    Journal(path, {**here, "dry_run": True, "versions": versions}).put(Outcome("environment", "passed"))
+    assert f"holds a run of torch 1.0, not {here['versions']['torch']}: give" in said("--dry-run", "--resume")
+    with alone(tmp_path):
+        path.unlink()
+        assert "another process is at work there" in said("--dry-run")
     path.write_text("[")
     assert "stages.json is damaged" in said("--dry-run", "--resume")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from benchmarks.report import main
-from benchmarks.reporting.markdown import digits, duration
+from benchmarks.reporting.markdown import digits, duration, ratio
 from benchmarks.reporting.readme import BEGIN, END
 from benchmarks.reporting.rows import ResultsError, merge, read
 from tests.reports import CPU, H100, NETWORKS, STEP, Files, below, refusal, row
@@ -193,7 +194,10 @@ def test_results_to_keep(files: Files, capsys: Any) -> None:
     assert "data" not in kept.read_text()
     assert "mine" not in kept.read_text()
     assert kept.read_text().count("\n") < 20, "a line a row"
-    other = files.write("c.json", row(200), gpu=None, dry_run=True)
+    dry = files.write("dry.json", row(200), dry_run=True)
+    assert main([str(dry), "--out", str(files.folder / "out"), "--save", str(files.folder / "no.json")]) == 1
+    assert not (files.folder / "no.json").exists()
+    other = files.write("c.json", row(200, **CPU), gpu=None)
     assert main([str(paths[0]), str(other), "--out", str(files.folder / "out"), "--save", str(kept)]) == 1
     assert "c.json is of another machine" in capsys.readouterr().err
 
@@ -231,3 +235,21 @@ def test_errors_are_a_line_and_nothing_is_written(files: Files, capsys: Any) -> 
     assert not (files.folder / "out").exists()
     with pytest.raises(ResultsError):
         read(no_json)
+
+
+def test_tables_need_no_matplotlib(files: Files, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.reporting.charts", None)
+    text = files.report(files.write("a.json", *NETWORKS))
+    assert "draws no charts" in capsys.readouterr().err
+    assert "**mbv3fast**" in text
+    assert ".png" not in text
+    assert [path.name for path in (files.folder / "out").iterdir()] == ["report.md"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "text"),
+    [(1.0, "1.00x"), (0.997, "1.00x"), (0.734, "0.73x"), (0.0123, "0.012x"), (12.44, "12.4x"), (1234, "1,230x")],
+)
+def test_ratios(theirs: float, text: str) -> None:
+    assert ratio(theirs, 1.0) == text
+    assert ratio(None, 1.0) == ratio(1.0, None) == ""

@@ -77,6 +77,31 @@ def test_dry_runs_say_so_and_stay_out_of_the_readme(files: Files, capsys: Any) -
     assert (files.folder / "out" / "gpu-1-large-float16-224-latency.png").read_bytes() != png, "its title says so"
 
 
+@pytest.mark.parametrize("again", [BEGIN, END, f"{BEGIN}{END}"])
+@pytest.mark.parametrize("behind", [True, False])
+def test_other_than_two_markers_are_refused(files: Files, capsys: Any, again: str, behind: bool) -> None:
+    text = files.readme.read_text()
+    files.readme.write_text(text + again if behind else again + text)
+    before = files.readme.read_bytes()
+    assert files.readme_of(files.write("a.json", row(200))) == 1
+    assert "each once" in capsys.readouterr().err
+    assert files.readme.read_bytes() == before
+
+
+def test_a_readme_keeps_its_line_ends_and_its_link(files: Files, tmp_path: Path) -> None:
+    real = tmp_path / "docs" / "real.md"
+    real.parent.mkdir()
+    real.write_bytes(files.readme.read_bytes().replace(b"\n", b"\r\n"))
+    files.readme.unlink()
+    files.readme.symlink_to(real)
+    path = files.write("a.json", row(200))
+    assert files.readme_of(path) == 0
+    assert files.readme.is_symlink()
+    written = real.read_bytes()
+    assert written.count(b"\n") == written.count(b"\r\n") > 5
+    assert files.readme_of(path, check=True) == 0
+
+
 def test_the_projects_own_readme_is_what_its_results_make() -> None:
     """`make readme-performance` writes it."""
     root = Path(__file__).parent.parent

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.contest.cases import NetworkCase, op_cases
+from benchmarks.contest.cases import NetworkCase
 from benchmarks.contest.contenders import Ready
 from benchmarks.contest.side_by_side import OTHERS_FACTOR, TURNS, Limits, SideBySide, Timed
+from benchmarks.contest.step_cases import op_cases
 from benchmarks.contest.workers import _Session
 from tests import contenders
 from tests.contenders import CASE

@@ -22,7 +22,7 @@ def test_every_step_of_a_cpus_plan_computes_its_reference() -> None:
     for step, inputs in step_inputs(plan(), SHAPE):
         torch.manual_seed(0)
         given = step_arguments(step, inputs, torch.float32, CPU)
-        wanted = step_reference(step, given, torch.float64)
+        (wanted,) = step_reference(step, given, torch.float64)
         got = step_run("torch", step, given, CPU)()
         assert got.shape == wanted.shape
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest.cases import NetworkCase, OpCase, StepCase
+from benchmarks.contest.cases import NetworkCase
+from benchmarks.contest.step_cases import OpCase, StepCase
 from benchmarks.names import GPU_ONLY, OURS
 from mbv3fast import ops
 from mbv3fast.cli.options import DTYPES
@@ -94,6 +95,11 @@ def _eager_channels_last(case: NetworkCase, device: torch.device) -> Ready:
 
 
 def _cuda_graph(case: NetworkCase, device: torch.device) -> Ready:
+    model, x = case.network(device), case.images(device)
+    return in_torch(replayed(lambda: model(x)), device)
+
+
+def _cuda_graph_channels_last(case: NetworkCase, device: torch.device) -> Ready:
     model, x = _channels_last(case, device)
     return in_torch(replayed(lambda: model(x)), device)
 
@@ -149,6 +155,7 @@ TORCH_NETWORKS: Sequence[Contender] = (
     Contender("torchvision", anywhere, _eager, tunes=True),
     Contender("torchvision channels_last", anywhere, _eager_channels_last, tunes=True),
     Contender("torchvision CUDA graph", gpu_only, _cuda_graph, tunes=True),
+    Contender("torchvision CUDA graph channels_last", gpu_only, _cuda_graph_channels_last, tunes=True),
     Contender("timm", anywhere, _timm, tunes=True),
     Contender("torch.compile default", anywhere, _compile_default, tunes=True),
     Contender("torch.compile reduce-overhead", gpu_only, _compile_reduce_overhead, tunes=True),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.contest.cases import Case
 from benchmarks.contest.contenders import Contender, Ready
-from benchmarks.gpu.processes import die_with_parent
+from benchmarks.processes import die_with_parent
 from mbv3fast.cli.options import usable_cores
 from mbv3fast.timing import IN_A_GRAPH, Run, device_seconds, latency_seconds, replayed, stream_seconds
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.contest.cases import NetworkCase
+from benchmarks.gpu.options import add_network
 from mbv3fast.backend import BACKENDS
-from mbv3fast.cli.options import DTYPES
 from mbv3fast.disagreement import disagreement
 from tests.numerics import Error, allowance
 
@@ -45,10 +45,7 @@ def check(case: NetworkCase, device: torch.device, options: argparse.Namespace) 
 def main(argv: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("benchmarks.gpu.check_plan", description=__doc__, formatter_class=raw)
-    parser.add_argument("variant", choices=("large", "small"))
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--size", type=int, default=224)
+    add_network(parser)
     parser.add_argument("--backend", choices=BACKENDS, default="triton")
     parser.add_argument("--plan", help="its name, where a backend has several")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -52,8 +52,7 @@ class Journal:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}): give another --out") from None
         if of != self._what:
-            changed = ", ".join(name for name in self._what if of.get(name) != self._what[name])
-            raise ValueError(f"{path.parent} holds a run of another {changed}: give another --out")
+            raise ValueError(f"{path.parent} holds a run of {_changes(of, self._what)}: give another --out")
 
     def put(self, outcome: Outcome) -> None:
         self.outcomes[outcome.name] = outcome
@@ -68,3 +67,15 @@ class Journal:
     def left(self, stages: Sequence[Stage]) -> list[Stage]:
         """Those that have not ended."""
         return [stage for stage in stages if not self.of(stage).ended]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, of a dictionary its entries: "torch 2.11.0, not 2.13.0"."""
+    changes = []
+    for name in sorted({*before, *now}):
+        then, this = before.get(name), now.get(name)
+        if isinstance(then, Mapping) and isinstance(this, Mapping):
+            changes += [_changes(then, this)] if then != this else []
+        elif then != this:
+            changes.append(f"{name} {then}, not {this}")
+    return "; ".join(changes)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.contest.cases import StepCase
-from mbv3fast.cli.options import DTYPES
+from benchmarks.contest.step_cases import StepCase
+from benchmarks.gpu.options import add_network
 from mbv3fast.timing import waiter
 
 CALLS = 5  # the first of which compiles
@@ -21,10 +21,7 @@ CALLS = 5  # the first of which compiles
 def main(argv: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("benchmarks.gpu.run_step", description=__doc__, formatter_class=raw)
-    parser.add_argument("variant", choices=("large", "small"))
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float16")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--size", type=int, default=224)
+    add_network(parser)
     parser.add_argument("--index", type=int, required=True, help="of the step in the plan, from 0")
     options = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

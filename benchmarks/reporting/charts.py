@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,21 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks.names import OURS
-from benchmarks.reporting.grouping import VIEWS, Group, Lines, batches_of, by_batch, dates, groups
+from benchmarks.reporting.grouping import VIEWS, Chart, Group, Lines, batches_of, by_batch, dates, groups
 from benchmarks.reporting.rows import DRY, Results, Row
 
 # Okabe and Ito's colours, which the colour-blind tell apart; ours has one to itself. Markers differ as well.
 _OURS, *_COLOURS = "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F"
 _MARKERS = "sD^vP*X"
 _DPI = 130
-
-
-class Chart(NamedTuple):
-    group: Group
-    kind: str  # latency, throughput or floor-batch-N
-    name: str  # of its file
-    title: str
-    png: bytes
 
 
 def draw(results: Results) -> list[Chart]:
@@ -115,7 +107,8 @@ def _draw_lines(axes: Axes, lines: Lines, value: Callable[[Row], float]) -> None
         style: dict[str, Any] = {"color": _OURS, "marker": "o", "linewidth": 3, "markersize": 8, "zorder": 3}
         if contender in others:
             again, place = divmod(others.index(contender), len(_COLOURS))
-            style = {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": "--" if again else "-"}
+            style = {"color": _COLOURS[place], "marker": _MARKERS[(place + 3 * again) % len(_MARKERS)]}
+            style |= {"linestyle": "--", "markerfacecolor": "white"} if again else {}
         axes.plot(list(line), [value(row) for row in line.values()], label=_plain(name), **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(batches_of(lines)))

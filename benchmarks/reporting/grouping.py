@@ -30,6 +30,14 @@ class Group(NamedTuple):
         return f"{self.variant.capitalize()}, {self.dtype}, {self.size}x{self.size}"
 
 
+class Chart(NamedTuple):
+    group: Group
+    kind: str  # latency, throughput or floor-batch-N
+    name: str  # of its file
+    title: str
+    png: bytes
+
+
 def groups(rows: Iterable[Row]) -> dict[Group, list[Row]]:
     """The rows of networks and of their steps, by what they are of."""
     found: dict[Group, list[Row]] = {}

@@ -22,7 +22,12 @@ def duration(seconds: float | None) -> str:
 
 
 def ratio(theirs: float | None, ours: float | None) -> str:
-    return f"{digits(theirs / ours, 3 if theirs >= ours else 2)}x" if theirs and ours else ""
+    """How many times as long; below 10 with two places, and with two digits below 0.1."""
+    if not theirs or not ours:
+        return ""
+    times = theirs / ours
+    times = round(times, 2) if times >= 0.1 else times
+    return f"{digits(times, 3 if times >= 1 else 2)}x"
 
 
 def percent(share: float | None) -> str:

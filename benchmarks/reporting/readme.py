@@ -53,12 +53,13 @@ def _readme_table(part: Results) -> list[str]:
 
 
 def rewritten(path: Path, results: Results) -> bytes:
-    """The file with the section that `results` make. Raises ResultsError for dry runs, and without the markers."""
+    """The file with the section that `results` make. Raises ResultsError for dry runs, or other than two markers."""
     if results.dry:
         raise ResultsError(f"{results.dry[0]}: {DRY}, so it can't go into {path}")
     content = path.read_bytes()
-    before, begin, rest = content.partition(BEGIN.encode())
+    newline = b"\r\n" if b"\r\n" in content else b"\n"
+    before, _, rest = content.partition(BEGIN.encode())
     _, end, after = rest.partition(END.encode())
-    if not (begin and end) or BEGIN.encode() in after:
+    if not end or any(content.count(marker.encode()) != 1 for marker in (BEGIN, END)):
         raise ResultsError(f"{path}: needs {BEGIN} and, behind it, {END}, each once")
-    return before + readme_section(results).encode() + after
+    return before + readme_section(results).encode().replace(b"\n", newline) + after

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.names import OURS
-from benchmarks.reporting.charts import Chart
-from benchmarks.reporting.grouping import VIEWS, Group, batches_of, by_batch, dates, groups
+from benchmarks.reporting.grouping import VIEWS, Chart, Group, batches_of, by_batch, dates, groups
 from benchmarks.reporting.markdown import cell, digits, duration, percent, ratio, table
 from benchmarks.reporting.rows import DRY, Machine, Refused, Results, Row
 

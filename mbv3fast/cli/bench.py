@@ -47,6 +47,10 @@ def bench(
     that are timed first, and may be beaten. On a GPU steps run in a CUDA graph with a warm L2 cache. The whole is timed
     from the call to its result, whoever serves it. Steps are of as many images as the engine runs at once.
 
+    Of a step: its launches (runs), the floor over its time (share), what sets its floor (bound), and by its time the
+    bytes that it must move (GB/s) and the operations that it must do (GFLOP/s). A call is not the sum of its steps:
+    it finds other things in the cache, and has what comes between them.
+
     \b
     mbv3fast bench large
     mbv3fast bench small --batch 128 --dtype float16 --json
@@ -139,10 +143,10 @@ def _described(chip: Gpu) -> dict[str, Any]:
 def _table(found: dict[str, Any]) -> str:
     chip, steps, images, at_once = found["chip"], found["steps"], found["input"][0], found["images_at_once"]
     source = "measured here" if found["chip_is_measured"] else "the vendor's figures"
-    rates = (
-        f"{chip['memory_bytes_per_second'] / 1e9:,.0f} GB/s, {chip['flops']['float32'] / 1e12:,.2f} TFLOP/s in float32"
-    )
-    lines = [f"{found['model']}, input {found['input']}, {found['dtype']}, on {chip['name']} ({source}: {rates})"]
+    memory, cache = (chip[f"{name}_bytes_per_second"] / 1e9 for name in ("memory", "cache"))
+    flops = chip["flops"].get(found["dtype"], chip["flops"]["float32"])  # a CPU computes in float32 alone
+    rates = f"memory {memory:,.0f} GB/s, cache {cache:,.0f} GB/s, arithmetic {flops / 1e12:,.2f} TFLOP/s"
+    lines = [f"{found['model']}, input {found['input']}, {found['dtype']}, on {chip['name']}", f"{source}: {rates}"]
     if at_once < images:
         lines.append(f"steps of {at_once:,} images: the engine runs {images:,} in {-(-images // at_once):,} parts")
     lines += [_ROW.format(*_COLUMNS), *(_ROW.format(*_cells(step)).rstrip() for step in steps)]

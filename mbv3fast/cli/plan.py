@@ -25,11 +25,13 @@ _GPU_SECONDS = ("floor_seconds", "cold_floor_seconds", "streamed_seconds", "esti
 @click.argument("model", type=click.Choice(["large", "small"]))
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--size", type=click.IntRange(32), default=224, show_default=True, help="Height and width.")
-@click.option("--dtype", type=click.Choice(sorted(DTYPES)), default="float32", show_default=True)
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="By default float32; with --gpu float16.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="By default auto; with --gpu triton.")
 @click.option("--gpu", type=click.Choice(list(GPUS)), help="Count for this GPU: floors, an estimate, and the others'.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-def plan(model: str, batch: int, size: int, dtype: str, backend: str, gpu: str | None, as_json: bool) -> None:
+def plan(
+    model: str, batch: int, size: int, dtype: str | None, backend: str | None, gpu: str | None, as_json: bool
+) -> None:
     """Print the fused steps of a network: shapes, activation bytes, weight bytes, multiply-adds, launches.
 
     With --gpu also, of our kernels, the fewest programs of a launch (CTAs), the trips to memory that one makes in a
@@ -40,9 +42,11 @@ def plan(model: str, batch: int, size: int, dtype: str, backend: str, gpu: str |
     \b
     mbv3fast plan large
     mbv3fast plan small --batch 8 --size 160 --json
-    mbv3fast plan large --backend triton --dtype float16 --gpu h100
+    mbv3fast plan large --gpu h100
     """
     shape = (batch, 3, size, size)
+    dtype = dtype or ("float16" if gpu else "float32")
+    backend = backend or ("triton" if gpu else "auto")
     steps = _plan(model, dtype, backend)
     counted: Counted = {"model": model, "dtype": dtype, **steps.to_dict(shape)}
     if gpu is not None:

@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from benchmarks.contest.cases import StepCase, meta_plan
 from benchmarks.contest.contenders import STEP_CONTENDERS
+from benchmarks.contest.step_cases import StepCase, meta_plan
 from tests.numerics import Error, allowance
 
 if os.environ.get("TRITON_INTERPRET") != "1":

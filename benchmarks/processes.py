@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 _GRACE = 10  # seconds between asking a command to end, upon which pytest still writes its rows, and forcing it
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -52,6 +54,17 @@ def run(commands: Sequence[Sequence[str]], log: TextIO, limit: float, at_once: i
     return faults
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with this process. Raises ValueError where another process holds it."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is at work there") from None
+        yield
+
+
 def shown(command: object) -> str:
     """A command without the folders of this machine."""
     assert isinstance(command, (list, tuple))
@@ -62,16 +75,31 @@ def _start(command: Sequence[str], log: TextIO, root: Path) -> subprocess.Popen[
     log.write(f"$ {shown(command)}\n")
     log.flush()
     path = os.environ.get("PYTHONPATH", "")
-    return subprocess.Popen(
-        command,
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=_at_birth,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, (str(root), path)))},
-    )
+    with _uninterrupted():
+        return subprocess.Popen(
+            command,
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_at_birth,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, (str(root), path)))},
+        )
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals that come meanwhile are heard at the end: Python swallows what is raised within the hooks of a fork."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def die_with_parent() -> None:
