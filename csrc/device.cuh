@@ -1,0 +1,47 @@
+// What kernels are written in: memory, tensor cores and barriers by the same words for nvcc and for a CPU.
+#pragma once
+
+#ifdef MBV3FAST_EMULATED
+#include "emulation/device.hpp"
+#else
+#include "gpu.cuh"
+#endif
+
+namespace mbv3fast {
+
+enum class Activation { none = 0, relu = 1, hardswish = 2 };
+
+// min(max(x, 0), 6), NaN staying NaN.
+__device__ __forceinline__ float clamp6(float x) { return x < 0.0f ? 0.0f : x > 6.0f ? 6.0f : x; }
+
+// Hard sigmoid, relu6(x + 3) / 6 (Howard et al. 2019, section 5.2).
+__device__ __forceinline__ float hardsigmoid(float x) { return clamp6(x + 3.0f) * (1.0f / 6.0f); }
+
+template <Activation A>
+__device__ __forceinline__ float activate(float x) {
+  if constexpr (A == Activation::relu) return x < 0.0f ? 0.0f : x;
+  if constexpr (A == Activation::hardswish) return x * hardsigmoid(x);
+  return x;
+}
+
+// Eight 16-bit numbers, as 16-byte accesses move them.
+template <class T>
+struct Eight {
+  uint4 bits;
+
+  __device__ __forceinline__ void unpack(float (&values)[8]) const {
+    const std::uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = to_float(half_of<T>(pairs[i / 2], i % 2));
+  }
+
+  static __device__ __forceinline__ Eight packed(const float (&values)[8]) {
+    return {{pack<T>(values[0], values[1]), pack<T>(values[2], values[3]), pack<T>(values[4], values[5]),
+             pack<T>(values[6], values[7])}};
+  }
+};
+
+__host__ __device__ constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+__host__ __device__ constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
+
+}  // namespace mbv3fast
