@@ -24,6 +24,12 @@ __device__ __forceinline__ float activate(float x) {
   return x;
 }
 
+// The two numbers of a register.
+template <class T>
+__device__ __forceinline__ float2 unpack(std::uint32_t pair) {
+  return {to_float(half_of<T>(pair, 0)), to_float(half_of<T>(pair, 1))};
+}
+
 // Eight 16-bit numbers, as 16-byte accesses move them.
 template <class T>
 struct Eight {

@@ -25,6 +25,10 @@
 
 namespace mbv3fast {
 
+struct alignas(8) float2 {
+  float x, y;
+};
+
 struct alignas(16) float4 {
   float x, y, z, w;
 };

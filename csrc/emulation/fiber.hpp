@@ -1,6 +1,7 @@
 // A function that can pause, and go on where it was.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstddef>
@@ -18,6 +19,7 @@ class Fiber {
   // The next `resume` begins `body`, which must not throw.
   void start(std::function<void()> body) {
     body_ = std::move(body);
+    begun_ = false;
     getcontext(&context_);
     context_.uc_stack.ss_sp = stack_.get();
     context_.uc_stack.ss_size = kStack;
@@ -30,7 +32,11 @@ class Fiber {
     Fiber* before = current;
     current = this;
     switching(&caller_fake_stack_, stack_.get(), kStack);
-    swapcontext(&caller_, &context_);
+    if (_setjmp(caller_) == 0) {
+      if (begun_) _longjmp(paused_, 1);
+      begun_ = true;
+      setcontext(&context_);
+    }
     switched(caller_fake_stack_, nullptr, nullptr);
     current = before;
   }
@@ -40,7 +46,7 @@ class Fiber {
     Fiber& fiber = *current;
     void* fake_stack = nullptr;
     switching(&fake_stack, fiber.caller_stack_, fiber.caller_stack_size_);
-    swapcontext(&fiber.context_, &fiber.caller_);
+    if (_setjmp(fiber.paused_) == 0) _longjmp(fiber.caller_, 1);
     switched(fake_stack, &fiber.caller_stack_, &fiber.caller_stack_size_);
   }
 
@@ -53,7 +59,7 @@ class Fiber {
     switched(nullptr, &fiber.caller_stack_, &fiber.caller_stack_size_);
     fiber.body_();
     switching(nullptr, fiber.caller_stack_, fiber.caller_stack_size_);
-    setcontext(&fiber.caller_);
+    _longjmp(fiber.caller_, 1);
   }
 
   // AddressSanitizer must know whose stack it looks at.
@@ -72,7 +78,9 @@ class Fiber {
 
   std::function<void()> body_;
   std::unique_ptr<char[]> stack_{new char[kStack]};
-  ucontext_t context_ = {}, caller_ = {};
+  ucontext_t context_ = {};  // for the first turn; jumps, for the others, need no system call
+  jmp_buf paused_, caller_;
+  bool begun_ = false;
   void* caller_fake_stack_ = nullptr;
   const void* caller_stack_ = nullptr;
   std::size_t caller_stack_size_ = 0;

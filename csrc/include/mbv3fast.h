@@ -50,6 +50,40 @@ typedef struct {
 
 MBV3FAST_API int mbv3fast_depthwise_conv(const mbv3fast_depthwise_conv_args* args, void* stream);
 
+/* An inverted residual (Sandler et al. 2018): expand, depthwise, project + residual, or, where squeeze-excite comes between
+ * the latter two, expand and depthwise, with the sums that it needs.
+ *
+ *     e = activation(x expand_weight^T + expand_bias)         or x, where expand_weight is null
+ *     d = activation(depthwise convolution of e + bias)
+ *     out = d project_weight^T + project_bias + residual      or d, where project_weight is null; pool are its sums then
+ *
+ * Tiles of pixels and channels of a step are among those that are compiled, inverted_residual_tiles.inc.
+ */
+typedef struct {
+  const void* x;              /* [images, height, width, inputs] */
+  const void* expand_weight;  /* [channels, inputs], or null */
+  const float* expand_bias;   /* [channels] */
+  const void* weight;         /* [kernel, kernel, channels] */
+  const float* bias;          /* [channels] */
+  const void* project_weight; /* [outputs, channels], or null */
+  const float* project_bias;  /* [outputs] */
+  const void* residual;       /* like out, or null */
+  void* out;                  /* [images, out_height, out_width, outputs], or channels where nothing is projected */
+  float* pool;                /* [images, tiles, channels] where nothing is projected: tiles are row by row */
+  int64_t images;
+  int32_t height, width, out_height, out_width;
+  int32_t inputs, channels, outputs; /* multiples of 8 */
+  int32_t kernel, stride;
+  int32_t top, left; /* padding */
+  int32_t dtype, activation;
+  int32_t tile_height, tile_width;
+  int32_t step;   /* channels that a block expands at once */
+  int32_t splits; /* blocks among which the channels are split; 1 where they are projected */
+  int32_t overlapped;
+} mbv3fast_inverted_residual_args;
+
+MBV3FAST_API int mbv3fast_inverted_residual(const mbv3fast_inverted_residual_args* args, void* stream);
+
 /* The version of this interface that the library has. */
 MBV3FAST_API int mbv3fast_version(void);
 

@@ -1,0 +1,90 @@
+// mbv3fast_inverted_residual: its arguments, the tiles that are compiled, and the choice among them.
+#include "inverted_residual.cuh"
+
+namespace mbv3fast {
+namespace {
+
+using Args = mbv3fast_inverted_residual_args;
+
+void check(const Args& a) {
+  const bool expands = a.expand_weight != nullptr, projects = a.project_weight != nullptr;
+  need_pointer(a.x, "x");
+  need_pointer(a.weight, "weight");
+  need_pointer(a.bias, "bias");
+  need_pointer(a.out, "out");
+  if (expands) need_pointer(a.expand_bias, "expand_bias");
+  if (projects) need_pointer(a.project_bias, "project_bias");
+  if (!projects) need_pointer(a.pool, "pool");
+  need(a.images >= 0, "images", a.images, "0 or more");
+  need(a.inputs > 0 && a.inputs % 8 == 0, "inputs", a.inputs, "a multiple of 8");
+  need(a.channels > 0 && a.channels % 8 == 0, "channels", a.channels, "a multiple of 8");
+  need(expands || a.inputs == a.channels, "inputs", a.inputs, "as many as channels, as nothing is expanded");
+  need(!projects || (a.outputs > 0 && a.outputs % 8 == 0), "outputs", a.outputs, "a multiple of 8");
+  need(a.height > 0 && a.width > 0, "height * width", std::int64_t{a.height} * a.width, "1 or more");
+  need(a.out_height > 0 && a.out_width > 0, "out_height * out_width", std::int64_t{a.out_height} * a.out_width, "1 or more");
+  need(a.top >= 0 && a.top < a.kernel, "top", a.top, "less than the kernel");
+  need(a.left >= 0 && a.left < a.kernel, "left", a.left, "less than the kernel");
+  need(a.dtype == MBV3FAST_FLOAT16 || a.dtype == MBV3FAST_BFLOAT16, "dtype", a.dtype, "float16 or bfloat16");
+  need(a.splits > 0 && (!projects || a.splits == 1), "splits", a.splits, "1 or more, 1 where a projection adds up");
+}
+
+template <class C>
+int run(const Args& a, void* stream) {
+  using T = typename C::T;
+  InvertedResidual<T> p;
+  const std::int64_t pixels = a.images * a.height * a.width, out_pixels = a.images * a.out_height * a.out_width;
+  p.tiles_x = ceil_div(a.out_width, C::kTileWidth), p.tiles_y = ceil_div(a.out_height, C::kTileHeight);
+  const std::int64_t tiles = std::int64_t{p.tiles_x} * p.tiles_y, channels = a.channels;
+  const int out_channels = C::kOutputs ? a.outputs : a.channels;
+  p.x = activations(static_cast<const T*>(a.x), pixels * a.inputs);
+  p.expand_weight = weights(static_cast<const T*>(a.expand_weight), C::kExpands ? channels * a.inputs : 0);
+  p.expand_bias = weights(a.expand_bias, C::kExpands ? channels : 0);
+  p.weight = weights(static_cast<const T*>(a.weight), C::kKernel * C::kKernel * channels);
+  p.bias = weights(a.bias, channels);
+  p.project_weight = weights(static_cast<const T*>(a.project_weight), C::kOutputs ? a.outputs * channels : 0);
+  p.project_bias = weights(a.project_bias, C::kOutputs ? a.outputs : 0);
+  p.residual = activations(static_cast<const T*>(a.residual), a.residual ? out_pixels * a.outputs : 0);
+  p.out = activations(static_cast<T*>(a.out), out_pixels * out_channels);
+  p.pool = activations(a.pool, C::kOutputs ? 0 : a.images * tiles * channels);
+  p.height = a.height, p.width = a.width, p.out_height = a.out_height, p.out_width = a.out_width;
+  p.inputs = a.inputs, p.channels = a.channels, p.outputs = a.outputs, p.top = a.top, p.left = a.left;
+  p.splits = a.splits;
+  Launch how;
+  how.blocks = a.images * tiles * a.splits;
+  if (how.blocks == 0) return 0;
+  need(how.blocks < (std::int64_t{1} << 31), "blocks", how.blocks, "fewer than 2^31: split the batch");
+  how.threads = C::kThreads;
+  how.shared_bytes = Layout<C>(a.inputs).size;
+  how.overlapped = a.overlapped != 0;
+  how.stream = stream;
+  return launch<inverted_residual_kernel<C>>("inverted_residual", how, p);
+}
+
+constexpr Activation kRelu = Activation::relu, kHardswish = Activation::hardswish;
+
+// What the networks' tables need, each for many images and for few. kernel, stride, activation, tile, strip of a thread,
+// channels of a step, outputs (0: not projected), whether x is expanded.
+template <class T>
+int choose(const Args& a, void* stream) {
+#define TILE(kernel_, stride_, act, tile_h, tile_w, strip_h, strip_w, step_, outputs_, expands)                        \
+  if (a.kernel == kernel_ && a.stride == stride_ && a.activation == static_cast<int>(act) && a.tile_height == tile_h && \
+      a.tile_width == tile_w && a.step == step_ && (a.expand_weight != nullptr) == expands &&                           \
+      (a.project_weight != nullptr) == (outputs_ > 0) && a.outputs <= (outputs_ > 0 ? outputs_ : a.outputs)) {          \
+    return run<Traits<T, kernel_, stride_, act, tile_h, tile_w, strip_h, strip_w, step_, outputs_, expands>>(a, stream); \
+  }
+#include "inverted_residual_tiles.inc"
+#undef TILE
+  throw Refused{"kernel, stride, activation, tile_height, tile_width, step, outputs: no such tile is compiled"};
+}
+
+}  // namespace
+}  // namespace mbv3fast
+
+int mbv3fast_inverted_residual(const mbv3fast_inverted_residual_args* args, void* stream) {
+  using namespace mbv3fast;
+  return guarded("inverted_residual", [&] {
+    if (args == nullptr) throw Refused{"args: got null"};
+    check(*args);
+    return args->dtype == MBV3FAST_FLOAT16 ? choose<float16>(*args, stream) : choose<bfloat16>(*args, stream);
+  });
+}

@@ -1,0 +1,73 @@
+// Products on tensor cores, of matrices in shared memory whose rows hold what is summed over.
+#pragma once
+
+#include "device.cuh"
+
+namespace mbv3fast {
+
+__device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int lane_index() { return thread_index() % 32; }
+
+// The pitch of such rows, in elements: an odd number of 16-byte chunks, so that the eight rows that ldmatrix reads at once
+// lie in different banks.
+__host__ __device__ constexpr int pitch_of(int columns) { return (ceil_div(columns, 8) | 1) * 8; }
+
+// sums += A [16 * Rows, depth] * B [16 * Columns, depth]^T, of a warp; `depth` is a multiple of 8.
+// sums[i][j][h] is the fragment of rows 16 i.. and columns 16 j + 8 h..
+template <class T, int Rows, int Columns>
+__device__ __forceinline__ void multiply(float (&sums)[Rows][Columns][2][4], SharedPtr<const T> a, int a_pitch,
+                                         SharedPtr<const T> b, int b_pitch, int depth) {
+  const int lane = lane_index();
+  const SharedPtr<const T> a_row = a + (lane % 16 * a_pitch + lane / 16 * 8);
+  const SharedPtr<const T> b_row = b + ((lane / 16 * 8 + lane % 8) * b_pitch + lane / 8 % 2 * 8);
+  int k = 0;
+#pragma unroll 2
+  for (; k + 16 <= depth; k += 16) {
+    std::uint32_t factors[Rows][4];
+#pragma unroll
+    for (int i = 0; i < Rows; ++i) ldmatrix(factors[i], a_row + (16 * i * a_pitch + k));
+#pragma unroll
+    for (int j = 0; j < Columns; ++j) {
+      std::uint32_t others[4];
+      ldmatrix(others, b_row + (16 * j * b_pitch + k));
+      const std::uint32_t first[2] = {others[0], others[1]}, second[2] = {others[2], others[3]};
+#pragma unroll
+      for (int i = 0; i < Rows; ++i) {
+        mma<T>(sums[i][j][0], factors[i], first);
+        mma<T>(sums[i][j][1], factors[i], second);
+      }
+    }
+  }
+  if (k == depth) return;
+  // The last 8: lanes 16 and up hold addresses that nothing reads, and so repeat others.
+  const SharedPtr<const T> a_last = a + (lane % 16 * a_pitch + k), b_last = b + (lane % 16 * b_pitch + k);
+  std::uint32_t factors[Rows][2];
+#pragma unroll
+  for (int i = 0; i < Rows; ++i) ldmatrix(factors[i], a_last + 16 * i * a_pitch);
+#pragma unroll
+  for (int j = 0; j < Columns; ++j) {
+    std::uint32_t others[2];
+    ldmatrix(others, b_last + 16 * j * b_pitch);
+    const std::uint32_t first[1] = {others[0]}, second[1] = {others[1]};
+#pragma unroll
+    for (int i = 0; i < Rows; ++i) {
+      mma<T>(sums[i][j][0], factors[i], first);
+      mma<T>(sums[i][j][1], factors[i], second);
+    }
+  }
+}
+
+// Copies a matrix [rows, columns] of global memory, `stride` elements from row to row, into shared memory; rows from
+// `present` on and columns from `wide` on are zeros. `columns`, `wide` and `stride` are multiples of 8.
+template <class T>
+__device__ __forceinline__ void copy_matrix(SharedPtr<T> to, int pitch, int rows, int columns, GlobalPtr<const T> from,
+                                            int stride, int present, int wide, int threads) {
+  const int chunks = columns / 8;
+  for (int i = thread_index(); i < rows * chunks; i += threads) {
+    const int row = i / chunks, column = i % chunks * 8;
+    const bool wanted = row < present && column < wide;
+    copy_async(to + (row * pitch + column), wanted ? from + (std::int64_t{row} * stride + column) : from, wanted);
+  }
+}
+
+}  // namespace mbv3fast
