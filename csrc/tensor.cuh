@@ -12,11 +12,36 @@ __device__ __forceinline__ int lane_index() { return thread_index() % 32; }
 // lie in different banks.
 __host__ __device__ constexpr int pitch_of(int columns) { return (ceil_div(columns, 8) | 1) * 8; }
 
+// What may be done to a fragment of A, of the columns from `k` on, before it is multiplied.
+struct AsItIs {
+  template <int N>
+  __device__ __forceinline__ void operator()(std::uint32_t (&)[N], int) const {}
+};
+
+// Times a number for each column.
+template <class T>
+struct Scaled {
+  SharedPtr<const float> scale;
+
+  template <int N>
+  __device__ __forceinline__ void operator()(std::uint32_t (&fragment)[N], int k) const {
+#pragma unroll
+    for (int half = 0; half < N / 2; ++half) {
+      const float2 factor = load<float2>(scale + (k + 8 * half + lane_index() % 4 * 2));
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float2 value = unpack<T>(fragment[2 * half + i]);
+        fragment[2 * half + i] = pack<T>(value.x * factor.x, value.y * factor.y);
+      }
+    }
+  }
+};
+
 // sums += A [16 * Rows, depth] * B [16 * Columns, depth]^T, of a warp; `depth` is a multiple of 8.
 // sums[i][j][h] is the fragment of rows 16 i.. and columns 16 j + 8 h..
-template <class T, int Rows, int Columns>
+template <class T, int Rows, int Columns, class Prepare = AsItIs>
 __device__ __forceinline__ void multiply(float (&sums)[Rows][Columns][2][4], SharedPtr<const T> a, int a_pitch,
-                                         SharedPtr<const T> b, int b_pitch, int depth) {
+                                         SharedPtr<const T> b, int b_pitch, int depth, Prepare prepare = {}) {
   const int lane = lane_index();
   const SharedPtr<const T> a_row = a + (lane % 16 * a_pitch + lane / 16 * 8);
   const SharedPtr<const T> b_row = b + ((lane / 16 * 8 + lane % 8) * b_pitch + lane / 8 % 2 * 8);
@@ -25,7 +50,10 @@ __device__ __forceinline__ void multiply(float (&sums)[Rows][Columns][2][4], Sha
   for (; k + 16 <= depth; k += 16) {
     std::uint32_t factors[Rows][4];
 #pragma unroll
-    for (int i = 0; i < Rows; ++i) ldmatrix(factors[i], a_row + (16 * i * a_pitch + k));
+    for (int i = 0; i < Rows; ++i) {
+      ldmatrix(factors[i], a_row + (16 * i * a_pitch + k));
+      prepare(factors[i], k);
+    }
 #pragma unroll
     for (int j = 0; j < Columns; ++j) {
       std::uint32_t others[4];
@@ -43,7 +71,10 @@ __device__ __forceinline__ void multiply(float (&sums)[Rows][Columns][2][4], Sha
   const SharedPtr<const T> a_last = a + (lane % 16 * a_pitch + k), b_last = b + (lane % 16 * b_pitch + k);
   std::uint32_t factors[Rows][2];
 #pragma unroll
-  for (int i = 0; i < Rows; ++i) ldmatrix(factors[i], a_last + 16 * i * a_pitch);
+  for (int i = 0; i < Rows; ++i) {
+    ldmatrix(factors[i], a_last + 16 * i * a_pitch);
+    prepare(factors[i], k);
+  }
 #pragma unroll
   for (int j = 0; j < Columns; ++j) {
     std::uint32_t others[2];

@@ -84,6 +84,28 @@ typedef struct {
 
 MBV3FAST_API int mbv3fast_inverted_residual(const mbv3fast_inverted_residual_args* args, void* stream);
 
+/* out = activation((x * scale) weight^T + bias) + residual, a 1x1 convolution; the scale is squeeze-excite's.
+ *
+ * A block computes tile_rows pixels and tile_outputs of the outputs: 16, 16; 16, 48; 32, 32; 64, 48; 64, 80; 128, 48;
+ * 128, 80.
+ */
+typedef struct {
+  const void* x;        /* [images, pixels, inputs] */
+  const float* scale;   /* [images, inputs], or null */
+  const void* weight;   /* [outputs, inputs] */
+  const float* bias;    /* [outputs] */
+  const void* residual; /* like out, or null */
+  void* out;            /* [images, pixels, outputs] */
+  int64_t images;
+  int32_t pixels;          /* of an image */
+  int32_t inputs, outputs; /* multiples of 8 */
+  int32_t dtype, activation;
+  int32_t tile_rows, tile_outputs;
+  int32_t overlapped;
+} mbv3fast_pointwise_conv_args;
+
+MBV3FAST_API int mbv3fast_pointwise_conv(const mbv3fast_pointwise_conv_args* args, void* stream);
+
 /* The version of this interface that the library has. */
 MBV3FAST_API int mbv3fast_version(void);
 
