@@ -177,7 +177,7 @@ def graph_microseconds(run: Run) -> float:
 
 def invented_microseconds(run: Run) -> float:
     """A number that follows from the launches of `run`, and means nothing."""
-    from mbv3fast.kernels._common import Launch, watch_launches
+    from mbv3fast.launching import Launch, watch_launches
 
     launches: list[Launch] = []
     with watch_launches(launches.append):

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from mbv3fast.kernels.configs import Config
+from mbv3fast.launching import Launch, announce, watched
 
 # Decided when the kernels are imported, as Triton itself decides it.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 _SIXTH = tl.constexpr(1 / 6)
 _MOST_PROGRAMS = 2**31 - 1
-
-Watcher = Callable[["Launch"], None]
-_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
-
-
-class Launch(NamedTuple):
-    """A kernel, how many programs of it, by the names of its arguments the tensors they read and write and the sizes
-    they are told, and its compile-time constants with the launch configuration; other arguments are None.
-    """
-
-    kernel: Any
-    grid: int
-    reads: dict[str, torch.Tensor]
-    writes: dict[str, torch.Tensor]
-    sizes: dict[str, int]
-    constants: dict[str, Any]
 
 
 def launch(
@@ -51,9 +34,9 @@ def launch(
 
     pdl: let it start while its predecessor drains (sm_90 and later).
     """
-    for watcher in _watchers.get():
+    if watched():
         names = kernel.arg_names
-        watcher(
+        announce(
             Launch(
                 kernel,
                 grid,
@@ -74,16 +57,6 @@ def launch(
 def _given(names: Sequence[str], tensors: tuple[torch.Tensor | None, ...]) -> dict[str, torch.Tensor]:
     """Tensors that aren't None by the first of `names`."""
     return {name: tensor for name, tensor in zip(names, tensors, strict=False) if tensor is not None}
-
-
-@contextmanager
-def watch_launches(watcher: Watcher) -> Iterator[None]:
-    """Within, in this thread, `watcher` sees every launch beforehand."""
-    token = _watchers.set((*_watchers.get(), watcher))
-    try:
-        yield
-    finally:
-        _watchers.reset(token)
 
 
 def one_block(columns: int) -> int:

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mbv3fast.kernels._common import Launch
+from mbv3fast.launching import Launch
 
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
 _OPTIONS = ("num_warps", "num_stages")  # of the compiler; other constants are the kernel's

@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from mbv3fast.kernels._common import Launch
+    from mbv3fast.launching import Launch
 
 
 def ceil(whole: int, part: int) -> int:

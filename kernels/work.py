@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mbv3fast.kernels.windows import Axis, Window, ceil, count_reads, distinct_in_runs
 
 if TYPE_CHECKING:
-    from mbv3fast.kernels._common import Launch
+    from mbv3fast.launching import Launch
 
 
 class Work(NamedTuple):

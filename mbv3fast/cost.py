@@ -20,8 +20,8 @@ from mbv3fast.ops.target import Target
 from mbv3fast.plan import SPECS, Plan, Shape, StepCost
 
 if TYPE_CHECKING:
-    from mbv3fast.kernels._common import Launch
     from mbv3fast.kernels.work import Work
+    from mbv3fast.launching import Launch
 
 # The estimate's constants, beside those that the heuristics of `kernels.configs` share; the floor has none.
 TRIP = 0.3e-6  # seconds from a load to its use: some 280 cycles to an L2 cache and back, then addresses and barriers

@@ -14,7 +14,7 @@ from mbv3fast.plan import Plan, Shape, Step
 from mbv3fast.traffic import Traffic, dry_run, storages, traffic_of
 
 if TYPE_CHECKING:
-    from mbv3fast.kernels._common import Launch
+    from mbv3fast.launching import Launch
 
 
 _Place = tuple[StorageWeakRef, int]  # a storage, and where in it

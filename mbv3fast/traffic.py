@@ -15,7 +15,7 @@ from mbv3fast.ops.spec import conv_shape
 from mbv3fast.ops.target import Target
 
 if TYPE_CHECKING:
-    from mbv3fast.kernels._common import Launch
+    from mbv3fast.launching import Launch
 
 Shape = tuple[int, ...]
 
@@ -61,7 +61,7 @@ def dry_run(
 
     names: the value that each input is; inputs of one value are one tensor. None: each is a value of its own.
     """
-    from mbv3fast.kernels._common import watch_launches
+    from mbv3fast.launching import watch_launches
 
     values: dict[Any, Tensor] = {}
     given = {}

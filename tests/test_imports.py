@@ -15,6 +15,7 @@ import mbv3fast
 ROOT = Path(mbv3fast.__file__).parent
 # From the ground. A name covers the package's modules below it.
 FLOORS = (
+    ("launching",),
     ("tables", "assets", "atomic", "_version", "gpus", "kernels"),
     ("config",),
     ("layers", "preprocess", "torch_state", "backend", "opaque"),

@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbv3fast import Preprocess, engine
+from mbv3fast.launching import watch_launches
 from mbv3fast.ops.target import Target
 from mbv3fast.traffic import traffic_of
 from tests.networks import calibrated_features, calibrated_large, digit_tiles, photographs, trained_small
@@ -23,7 +24,6 @@ from tests.numerics import Network, assert_agrees, by_engine, by_module, exact
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1: `make test-kernels`", allow_module_level=True)
 interpreter = pytest.importorskip("triton.runtime.interpreter")
-common = pytest.importorskip("mbv3fast.kernels._common")
 
 NETWORKS: dict[str, Callable[[], Network]] = {"large": calibrated_large, "small": trained_small}
 HALF, FLOAT = torch.float16, torch.float32
@@ -129,7 +129,7 @@ def test_launches_and_bytes_are_those_that_the_plan_counts(
         service.engine.images_at_once(tuple(x.shape))  # counted by a dry run, once
         seen: list[Any] = []
         monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
-        with common.watch_launches(seen.append):
+        with watch_launches(seen.append):
             service.engine(x)
     weights = {StorageWeakRef(t.untyped_storage()) for step in plan.steps for t in step.tensors.values()}
     counted, totals = traffic_of(seen, weights), plan.to_dict(tuple(x.shape))["totals"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mbv3fast.launching import watch_launches
 from mbv3fast.ops import OPS
 from mbv3fast.ops.target import Target
 from tests.op_cases import CASES, FIRST, Tensors, call, listed, make, refer, schema_call
@@ -44,7 +45,7 @@ __all__ = [
 def launched(run: Callable[[], Any]) -> list[Any]:
     """The launches of `run()`."""
     seen: list[Any] = []
-    with common.watch_launches(seen.append):
+    with watch_launches(seen.append):
         run()
     return seen
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mbv3fast import ops
+from mbv3fast.launching import watch_launches
 from tests.op_cases import CASES, FULL, Seen, call, make
 from tests.test_ops import (
     test_agrees_with_the_reference,
@@ -23,7 +24,6 @@ from tests.test_ops import (
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1: `make test-kernels`", allow_module_level=True)
 pytest.importorskip("triton.runtime.interpreter")
-common = pytest.importorskip("mbv3fast.kernels._common")
 
 __all__ = [
     "test_agrees_with_the_reference",
@@ -43,7 +43,7 @@ MOVES |= {"permute", "view", "as_strided", "slice", "flatten", "unsqueeze", "det
 def launches() -> Iterator[None]:
     """Every test here must launch a kernel."""
     seen: list[object] = []
-    with common.watch_launches(seen.append):
+    with watch_launches(seen.append):
         yield
     assert seen, "no kernel was launched"
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import mbv3fast.kernels
+from mbv3fast.launching import watch_launches
 from tests.kernels import work_cases
 from tests.kernels.harness import interpreter
 
-common = pytest.importorskip("mbv3fast.kernels._common")
 work = pytest.importorskip("mbv3fast.kernels.work").work
 MODULES = [module.name for module in pkgutil.iter_modules(mbv3fast.kernels.__path__, "mbv3fast.kernels.")]
 
@@ -145,7 +145,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 def test_work_is_what_the_interpreter_does(name: str, seen: Seen) -> None:
     case = work_cases.CASES[name]
     launches: list[Any] = []
-    with common.watch_launches(launches.append):
+    with watch_launches(launches.append):
         case.launch()
     seen.end()
     (launch,) = launches
@@ -169,7 +169,7 @@ def test_every_kernel_has_cases() -> None:
 
 def test_a_tensor_that_is_not_counted_is_an_error() -> None:
     launches: list[Any] = []
-    with common.watch_launches(launches.append):
+    with watch_launches(launches.append):
         next(case for name, case in work_cases.CASES.items() if name.startswith("linear")).launch()
     with pytest.raises(KeyError, match="other"):
         work(launches[0]._replace(reads={**launches[0].reads, "other": torch.empty(1)}))

@@ -10,8 +10,8 @@ if os.environ.get("TRITON_INTERPRET") != "0":  # only one of interpreting and co
     pytest.skip("needs TRITON_INTERPRET=0: `make test-kernels`", allow_module_level=True)
 pytest.importorskip("triton")
 
-from mbv3fast.kernels._common import Launch, watch_launches
 from mbv3fast.kernels.offline import Compiled, binary, compile_launch
+from mbv3fast.launching import Launch, watch_launches
 
 __all__ = ["REGISTERS", "SHARED_LIMIT", "Launch", "binary", "compile_launch", "compile_within_limits", "watch_launches"]
 
