@@ -43,8 +43,9 @@ readme-performance: $(READY)
 $(READY): requirements-dev.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	MBV3FAST_SKIP_CUDA=1 $(BIN)/pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	ln -sfn ../kernels mbv3fast/kernels
+	ln -sfn ../csrc mbv3fast/csrc
 	touch $@
 
 $(PEERS): $(READY) requirements-peers.txt
@@ -52,4 +53,4 @@ $(PEERS): $(READY) requirements-peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo.png results.json
+	rm -rf $(VENV) build mbv3fast/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo.png results.json

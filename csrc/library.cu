@@ -29,6 +29,14 @@ int mbv3fast_emulated(void) {
 #endif
 }
 
+const char* mbv3fast_architectures(void) {
+#ifdef MBV3FAST_EMULATED
+  return "";
+#else
+  return MBV3FAST_ARCHITECTURES;  // CMakeLists.txt says which
+#endif
+}
+
 void mbv3fast_emulate([[maybe_unused]] int capability, [[maybe_unused]] uint64_t seed) {
 #ifdef MBV3FAST_EMULATED
   mbv3fast::emulation::chip().capability = capability;

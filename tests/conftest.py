@@ -1,7 +1,9 @@
-"""Fixtures: the peers' packages, photographs as files, weights that tell them apart."""
+"""Fixtures: the peers' packages, photographs as files, weights that tell them apart, CUDA kernels on the CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from ctypes import CDLL
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +14,7 @@ from sklearn.datasets import load_sample_images
 
 import benchmarks  # noqa: F401 # lays the link to the kernels, which a checkout that isn't installed lacks
 import mbv3fast
+from mbv3fast import library
 from tests.peers import peer
 from tests.stand_ins import StandIn, stand_in_for_a_gpu
 
@@ -56,6 +59,29 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target = folder / "more" if i == 0 else folder
             image.crop((60 * i, 20 * i, 60 * i + 300, 20 * i + 250)).save(target / f"{name}-{i}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> Path:
+    """The emulated CUDA library, up to date, where `mbv3fast build --emulated` puts it; the example beside its objects.
+
+    Workers take turns: the second finds nothing left to compile.
+    """
+    builder = pytest.importorskip("mbv3fast.csrc.build")
+    lack = builder.lacks_tools(emulated=True)
+    if lack:
+        pytest.skip(lack)
+    return builder.build(library.FOLDER, emulated=True, options=["-DMBV3FAST_EXAMPLE=ON"])
+
+
+@pytest.fixture
+def emulation(emulated_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CDLL]:
+    """As if MBV3FAST_EMULATE=1 had been set at the start: the library, which takes CPU tensors."""
+    monkeypatch.setattr(library, "emulated", lambda: True)
+    assert library.library_path() == emulated_library
+    loaded = library.library()
+    yield loaded
+    loaded.mbv3fast_emulate(90, 0)
 
 
 @pytest.fixture

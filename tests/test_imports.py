@@ -16,8 +16,8 @@ ROOT = Path(mbv3fast.__file__).parent
 # From the ground. A name covers the package's modules below it.
 FLOORS = (
     ("launching",),
-    ("tables", "assets", "atomic", "_version", "gpus", "kernels"),
-    ("config",),
+    ("tables", "assets", "atomic", "_version", "gpus", "kernels", "csrc", "structs"),
+    ("config", "library"),
     ("layers", "preprocess", "torch_state", "backend", "opaque"),
     ("reference", "description"),
     ("torch_ops", "ops"),
@@ -53,7 +53,7 @@ GUESTS = {
 def modules() -> dict[str, ast.Module]:
     """Dotted name below mbv3fast, "" for the package itself, and the parsed source."""
     found = {}
-    for root, package in ((ROOT, ()), (ROOT.parent / "kernels", ("kernels",))):
+    for root, package in ((ROOT, ()), *((ROOT.parent / name, (name,)) for name in ("kernels", "csrc"))):
         for path in sorted(root.rglob("*.py")):
             parts = (*package, *path.relative_to(root).with_suffix("").parts)
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -114,6 +114,13 @@ def test_config_knows_the_standard_library_alone() -> None:
     for name in ("tables", "config"):
         assert {part(imported) for imported in imports(name)} - {"mbv3fast"} <= sys.stdlib_module_names
     assert len(list(imports("config"))) > 2
+
+
+def test_what_builds_the_cuda_library_stands_alone() -> None:
+    """Where wheels are built there is neither torch nor this package."""
+    for name in ("csrc", "csrc.build", "csrc.ptxas"):
+        assert {part(imported) for imported in imports(name)} <= sys.stdlib_module_names
+    assert len(list(imports("csrc.build"))) > 5
 
 
 @pytest.mark.parametrize("guest", GUESTS)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mbv3fast._version import __version__
-from mbv3fast.cli import bench, classify, demo, doctor, embed, kernels, plan
+from mbv3fast.cli import bench, build, classify, demo, doctor, embed, kernels, plan
 
 
 class Commands(click.Group):
@@ -51,5 +51,14 @@ def main() -> None:
     """MobileNetV3, fast: classify and embed images, see what runs where and why."""
 
 
-for command in (demo.demo, classify.classify, embed.embed, plan.plan, kernels.kernels, bench.bench, doctor.doctor):
+for command in (
+    demo.demo,
+    classify.classify,
+    embed.embed,
+    plan.plan,
+    kernels.kernels,
+    bench.bench,
+    build.build,
+    doctor.doctor,
+):
     main.add_command(command)

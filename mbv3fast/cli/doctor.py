@@ -11,6 +11,7 @@ import torch
 
 from mbv3fast._version import __version__
 from mbv3fast.backend import BACKENDS, SERVED_DTYPES, BackendError, decide, network_server, op_server, requested
+from mbv3fast.library import architectures, lacks_loading, library_path
 from mbv3fast.ops import OPS
 
 _EXTRAS = {
@@ -34,6 +35,7 @@ def doctor() -> None:
     click.echo("backends")
     for backend in BACKENDS:
         _line(backend, _serves(backend))
+    _line("library of cuda", _library())
     for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SERVED_DTYPES)
         click.echo(f"on {device}, in {names}")
@@ -64,6 +66,11 @@ def _serves(backend: str) -> str:
     except (BackendError, ValueError) as error:
         return f"no: {error}"
     return "yes" if request.name == backend else f"yes, as {request.name}"
+
+
+def _library() -> str:
+    lack = lacks_loading()
+    return f"no: {lack}" if lack else f"for {architectures() or 'the CPU, emulated'}: {library_path()}"
 
 
 def _devices() -> list[str]:
