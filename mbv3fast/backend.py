@@ -10,8 +10,12 @@ from typing import NamedTuple
 
 import torch
 
+from mbv3fast.cuda.launch import DTYPES
+from mbv3fast.cuda.library import emulated, lacks_library, lacks_loading
+
 BACKENDS = ("auto", "cuda", "triton", "torch")
 PLANS = ("layers", "blocks", "network")
+_BACKEND_OF_PLAN = {"layers": "triton", "blocks": "cuda"}
 ENVIRONMENT = "MBV3FAST_BACKEND"
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _OLDEST = (7, 5)  # compute capability
@@ -26,7 +30,7 @@ class BackendError(RuntimeError):
 class Decision:
     """`fused`: whether an engine runs the folded network; if not, PyTorch runs the modules. `reason`: why.
 
-    backend: "triton", whose kernels then run, or "torch". by_name: whether that one was asked for, not "auto".
+    backend: "triton" or "cuda", whose kernels then run, or "torch". by_name: whether it was asked for, not "auto".
     """
 
     fused: bool
@@ -53,11 +57,11 @@ def requested(backend: str, plan: str | None = None) -> Request:
     name = backend if by_argument else os.environ.get(ENVIRONMENT) or "auto"
     request = Request(name, "backend" if by_argument else ENVIRONMENT)
     if plan is not None and not by_argument:
-        request = Request("triton", "plan")
+        request = Request(_BACKEND_OF_PLAN[plan], "plan")
     if request.name not in BACKENDS:
         raise ValueError(f"{request.origin}: got {name!r}, needs one of {', '.join(BACKENDS)}")
-    if request.name == "cuda":
-        raise BackendError(f"{request.origin}: 'cuda' has no kernels in this version; use 'auto', 'triton' or 'torch'")
+    if request.name == "cuda" and lacks_loading():
+        raise BackendError(f"{request.origin}: 'cuda' can't serve anything: {lacks_loading()}")
     if request.name == "triton" and lacks_triton():
         raise BackendError(f"{request.origin}: 'triton' can't serve anything: {lacks_triton()}")
     return request
@@ -65,6 +69,13 @@ def requested(backend: str, plan: str | None = None) -> Request:
 
 def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decision:
     """Who runs a network on tensors of this device and dtype. Raises BackendError where who was asked for can't."""
+    if request.name == "cuda":
+        lack = lacks_cuda(device, dtype)
+        if lack:
+            raise BackendError(f"{request.origin}: 'cuda' can't serve {dtype} on {device}: {lack}")
+        others = "PyTorch" if lacks_kernels(device, dtype) else "Triton"
+        how = "emulated on the CPU" if device.type == "cpu" else f"on {device}"
+        return Decision(True, f"CUDA: fused blocks {how}, all else by {others}", "cuda", by_name=True)
     lack = lacks_kernels(device, dtype)
     if request.name == "triton" and lack:
         raise BackendError(f"{request.origin}: 'triton' can't serve {dtype} on {device}: {lack}")
@@ -82,15 +93,27 @@ def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decisi
 def _check_plan(plan: str, backend: str) -> None:
     if plan not in PLANS:
         raise ValueError(f"plan: got {plan!r}, needs one of {', '.join(PLANS)}, or None")
-    if plan != "layers":
-        raise BackendError(f"plan: {plan!r} has no kernels in this version; use 'layers' or None")
-    if backend not in ("auto", "triton"):
-        raise BackendError(f"plan: 'layers' is of Triton's kernels, but the backend is {backend!r}")
+    if plan not in _BACKEND_OF_PLAN:
+        raise BackendError(f"plan: {plan!r} has no kernels in this version; use 'layers', 'blocks' or None")
+    if backend not in ("auto", _BACKEND_OF_PLAN[plan]):
+        raise BackendError(f"plan: {plan!r} is of {_BACKEND_OF_PLAN[plan]}'s kernels, but the backend is {backend!r}")
 
 
 def plan_backend(request: Request, device: torch.device, dtype: torch.dtype) -> str:
-    """Whose plan a model has, "triton" or "torch"; what was asked for needn't be served on this device."""
-    return "triton" if request.name == "triton" else decide(request, device, dtype).backend
+    """Whose plan a model has, "triton", "cuda" or "torch"; what was asked for needn't be served on this device."""
+    return request.name if request.name in ("triton", "cuda") else decide(request, device, dtype).backend
+
+
+def lacks_cuda(device: torch.device, dtype: torch.dtype) -> str:
+    """Why no CUDA kernel takes tensors of this device and dtype; empty where they do."""
+    if dtype not in DTYPES:
+        return f"CUDA kernels are of {' and '.join(str(kind).removeprefix('torch.') for kind in DTYPES)}"
+    return lacks_library(device)
+
+
+def on_hardware(backend: str) -> bool:
+    """Whether kernels of a backend run on a GPU, not in an interpreter or emulated."""
+    return {"triton": not interpreted(), "cuda": not emulated()}.get(backend, False)
 
 
 def lacks_kernels(device: torch.device, dtype: torch.dtype) -> str:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbv3fast.engine import Engine
+from mbv3fast.engine import Engine, step_function, target_for
 from mbv3fast.ops import OPS
 from mbv3fast.ops.op import as_tuple
-from mbv3fast.ops.target import target_of
 from mbv3fast.plan import INPUT, Plan
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.steps import step_reference, with_random_weights
@@ -35,10 +34,10 @@ def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> st
         return torch.randn(shapes[value], generator=generator, device=device).to(dtype)
 
     for step in plan.steps:
-        op = OPS[step.op]
-        few = {name: random(value, op.spec.dtype_of(name, plan.dtype)) for name, value in step.inputs.items()}
+        spec, target = OPS[step.op].spec, target_for(plan, device)
+        few = {name: random(value, spec.dtype_of(name, plan.dtype)) for name, value in step.inputs.items()}
         many = {name: _repeated(tensor, shape[0]) for name, tensor in few.items()}
-        run = functools.partial(op.run, **many, **step.tensors, **step.options, target=target_of(device, pdl=True))
+        run = functools.partial(step_function(plan, step), **many, **step.tensors, **step.options, target=target)
         plainly = functools.partial(step_reference, step, many)
         reason = _difference(run, plainly, functools.partial(step_reference, step, few, torch.float64))
         if reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -9,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mbv3fast.backend import lacks_kernels
 from mbv3fast.ops import OPS
-from mbv3fast.ops.op import as_tuple
+from mbv3fast.ops.op import Op, as_tuple
 from mbv3fast.ops.target import Target, target_of
-from mbv3fast.plan import INPUT, Plan
+from mbv3fast.plan import INPUT, Plan, Step
 from mbv3fast.preprocess import Preprocess, channels_first
 from mbv3fast.torch_ops import TORCH_OPS
 
@@ -44,9 +46,8 @@ class Engine:
         dead: list[list[str]] = [[] for _ in plan.steps]
         for name, index in plan.last_use().items():
             dead[index].append(name)
-        functions = TORCH_OPS if plan.backend == "torch" else {name: op.run for name, op in OPS.items()}
         self._calls = [
-            _Call(functions[step.op], step.inputs, {**step.tensors, **step.options}, step.outputs, gone)
+            _Call(step_function(plan, step), step.inputs, {**step.tensors, **step.options}, step.outputs, gone)
             for step, gone in zip(plan.steps, dead, strict=True)
         ]
 
@@ -84,7 +85,7 @@ class Engine:
         else:
             dtype = self.plan.dtype
             factors = self._factors_on(x.device) if x.dtype == torch.uint8 else {}
-            values = self._run({INPUT: x}, {"target": target_of(x.device, pdl=True)}, factors)
+            values = self._run({INPUT: x}, {"target": target_for(self.plan, x.device)}, factors)
         # Detached, since under no_grad a view may not be written to later, where gradients are on.
         return tuple(values[name].to(dtype).detach() for name in self.plan.outputs)
 
@@ -104,3 +105,21 @@ class Engine:
         if device not in self._factors:
             self._factors[device] = dict(zip(("factor", "shift"), self.preprocess.factors(device), strict=True))
         return self._factors[device]
+
+
+def target_for(plan: Plan, device: torch.device) -> Target:
+    """What the launches of a plan of our kernels are for."""
+    return target_of(device, pdl=True, cuda=plan.backend == "cuda")
+
+
+def step_function(plan: Plan, step: Step) -> Callable[..., Any]:
+    """What computes a step of a plan; of our kernels' plans it takes a `target` too."""
+    if plan.backend == "torch":
+        return TORCH_OPS[step.op]
+    return OPS[step.op].run if step.covered else functools.partial(_by_triton, OPS[step.op], plan.dtype)
+
+
+def _by_triton(op: Op, dtype: torch.dtype, *, target: Target, **arguments: Any) -> Any:
+    """By Triton's kernels; where there are none, by PyTorch, as `explain` says."""
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    return op.reference(**arguments) if lacks_kernels(device, dtype) else op.run(**arguments, target=target)

@@ -44,13 +44,14 @@ class Moved(NamedTuple):
 
 
 def planned_launches(plan: Plan, shape: Shape, target: Target | None = None) -> Iterator[PlannedLaunch]:
-    """Every launch of a Triton plan for an input of `shape` [N, C, H, W], in order; configured for the H100 unless a
-    `target` says otherwise.
+    """Every launch of a plan of our kernels for an input of `shape` [N, C, H, W], in order; configured for the H100
+    unless a `target` says otherwise.
     """
     shapes = plan.shapes(shape)
     for step in plan.steps:
         inputs = step.input_shapes(shapes)
-        launches, _ = dry_run(OPS[step.op], inputs, step.tensors, step.options, plan.dtype, target, step.inputs)
+        run_for = target or plan.target
+        launches, _ = dry_run(OPS[step.op], inputs, step.tensors, step.options, plan.dtype, run_for, step.inputs)
         weights = storages(step.tensors)
         for launch in launches:
             yield PlannedLaunch(step, launch, traffic_of([launch], weights))

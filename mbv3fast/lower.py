@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mbv3fast.cuda import tiles
+from mbv3fast.cuda.launch import serves
 from mbv3fast.fold import FoldedBlock, FoldedConv, FoldedLinear, FoldedNetwork, FoldedSqueezeExcite, UnsupportedError
 from mbv3fast.ops import pack_taps
 from mbv3fast.plan import GLOBAL_MEAN, INPUT, Plan, Step
 
 Tensors = dict[str, Tensor]
 BlockSteps = Callable[[FoldedBlock, str, torch.dtype], list[Step]]
+ConvStep = Callable[[FoldedConv, str, torch.dtype], Step]
 HeadSteps = Callable[[FoldedConv, tuple[FoldedLinear, ...], str, torch.dtype], list[Step]]
 
 
 class Lowering(NamedTuple):
-    """For whom a network is lowered, "torch" or "triton", and the dtype that its weights are packed in.
+    """For whom a network is lowered, "torch", "triton" or "cuda", and the dtype that its weights are packed in.
 
     PyTorch's plan has one step a convolution, weights channels_last. The plan of our kernels joins depthwise and
-    projection, and squeeze-excite between them. The last convolution's mean is taken where it is computed, and biases
-    are float32.
+    projection, and squeeze-excite between them; CUDA's are of whole blocks, of those that they cover. The last
+    convolution's mean is taken where it is computed, and biases are float32.
     """
 
     backend: str
@@ -35,7 +39,7 @@ def lower(lowering: Lowering, network: FoldedNetwork, taps: Sequence[int] | None
     Raises UnsupportedError for a convolution that no op covers.
     """
     backend, dtype = lowering
-    block_steps, head_steps, pack = _BACKENDS[backend]
+    block_steps, head_steps, conv_step = _BACKENDS[backend]
     steps: list[Step] = []
     ends = [INPUT]
     layers = network.layers if taps is not None else network.layers[:-1]
@@ -43,7 +47,7 @@ def lower(lowering: Lowering, network: FoldedNetwork, taps: Sequence[int] | None
         if isinstance(layer, FoldedBlock):
             steps += block_steps(layer, ends[-1], dtype)
         else:
-            steps.append(_conv(layer, ends[-1], pack(layer, dtype)))
+            steps.append(conv_step(layer, ends[-1], dtype))
         ends.append(steps[-1].name)
     if taps is not None:
         return Plan(backend, dtype, tuple(steps), tuple(ends[1:][index] for index in taps))
@@ -103,6 +107,40 @@ def _triton_block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[S
     if part is not None:
         steps.append(Step("squeeze_excite", (part.name,), {"x": depthwise.name}, gate, {"activation": part.activation}))
     return [*steps, _conv(project, steps[-1].name, projection, **residual)]
+
+
+def _cuda_block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[Step]:
+    """One step, where CUDA kernels compute the block."""
+    steps = _triton_block(block, source, dtype)
+    if not _covered(block, dtype):
+        return [replace(step, covered=False) for step in steps]
+    if block.expand is None:
+        return steps
+    expand, rest = steps
+    tensors = {**{f"expand_{name}": tensor for name, tensor in expand.tensors.items()}, **rest.tensors}
+    options = {"squeeze_activation": None, **rest.options}
+    return [Step("inverted_residual", rest.outputs, {**rest.inputs, "x": source}, tensors, options)]
+
+
+def _covered(block: FoldedBlock, dtype: torch.dtype) -> bool:
+    expand, depthwise, project = block.expand, block.depthwise, block.project
+    outputs, channels = project.weight.shape[:2]
+    inputs = channels if expand is None else expand.weight.shape[1]
+    alike = expand is None or (expand.activation == depthwise.activation and _op(expand) == "pointwise_conv")
+    if not alike or project.activation is not None or depthwise.dilation != 1:
+        return False
+    return serves(dtype, inputs, channels, outputs) and tiles.covers(
+        kernel=depthwise.weight.shape[3],
+        stride=depthwise.stride,
+        activation=depthwise.activation,
+        inputs=inputs,
+        outputs=0 if block.squeeze_excite is not None else outputs,
+        expands=expand is not None,
+    )
+
+
+def _cuda_head(last: FoldedConv, head: tuple[FoldedLinear, ...], source: str, dtype: torch.dtype) -> list[Step]:
+    return [replace(step, covered=False) for step in _triton_head(last, head, source, dtype)]
 
 
 def _triton_head(last: FoldedConv, head: tuple[FoldedLinear, ...], source: str, dtype: torch.dtype) -> list[Step]:
@@ -183,8 +221,20 @@ def _fc_tensors(part: FoldedSqueezeExcite) -> Tensors:
     return {name: getattr(part, name) for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")}
 
 
-_Pack = Callable[[FoldedConv, torch.dtype], Tensors]
-_BACKENDS: dict[str, tuple[BlockSteps, HeadSteps, _Pack]] = {
-    "torch": (_torch_block, _torch_head, _pack_torch),
-    "triton": (_triton_block, _triton_head, _pack_triton),
+def _torch_conv(conv: FoldedConv, source: str, dtype: torch.dtype) -> Step:
+    return _conv(conv, source, _pack_torch(conv, dtype))
+
+
+def _cuda_conv(conv: FoldedConv, source: str, dtype: torch.dtype) -> Step:
+    return replace(_triton_conv(conv, source, dtype), covered=False)
+
+
+def _triton_conv(conv: FoldedConv, source: str, dtype: torch.dtype) -> Step:
+    return _conv(conv, source, _pack_triton(conv, dtype))
+
+
+_BACKENDS: dict[str, tuple[BlockSteps, HeadSteps, ConvStep]] = {
+    "torch": (_torch_block, _torch_head, _torch_conv),
+    "triton": (_triton_block, _triton_head, _triton_conv),
+    "cuda": (_cuda_block, _cuda_head, _cuda_conv),
 }

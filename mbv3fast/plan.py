@@ -25,7 +25,8 @@ class Step:
     """One call of a fused op: `op(**inputs, **tensors, **options)`.
 
     `outputs` name its results after the modules that make them; `inputs` give each argument that is one of these, or
-    "x", the network's input.
+    "x", the network's input. covered: whether kernels of the plan's backend compute it; in a plan for CUDA's, Triton
+    has the others.
     """
 
     op: str
@@ -33,6 +34,7 @@ class Step:
     inputs: Mapping[str, str]
     tensors: Mapping[str, Tensor] = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
+    covered: bool = True
 
     @property
     def name(self) -> str:
@@ -102,6 +104,11 @@ class Plan:
             shapes |= dict(zip(step.outputs, SPECS[step.op].output_shapes(sizes), strict=True))
         return shapes
 
+    @property
+    def target(self) -> Target:
+        """What launches are counted for where nobody says otherwise: the H100."""
+        return Target(cuda=self.backend == "cuda")
+
     def costs(self, shape: Shape, target: Target | None = None) -> list[StepCost]:
         """The cost of each step for an input of `shape` [N, C, H, W]; our launches are configured for the H100, without
         a table of timed configurations, unless a `target` says otherwise.
@@ -128,7 +135,7 @@ class Plan:
     def _traffic(self, step: Step, inputs: Mapping[str, Shape], output: Shape, target: Target | None = None) -> Traffic:
         if self.backend == "torch":
             return torch_traffic(step.op, inputs, step.tensors, step.options, output, self.dtype.itemsize)
-        return kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, self.dtype, target)
+        return kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, self.dtype, target or self.target)
 
     def peak_bytes(self, shape: Shape) -> int:
         """The most memory that activations take at once, beside the caller's input and the weights."""

@@ -124,6 +124,36 @@ def depthwise_excite_project_ref(
     return pointwise_conv_ref(out, project_weight, project_bias, residual)
 
 
+def inverted_residual_ref(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    fc1_weight: Tensor | None = None,
+    fc1_bias: Tensor | None = None,
+    fc2_weight: Tensor | None = None,
+    fc2_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: Padding | Literal["same"],
+    dilation: int = 1,
+    activation: Activation | None = None,
+    squeeze_activation: Activation = "relu",
+) -> Tensor:
+    """`pointwise_conv_ref`, then `depthwise_project_ref` or, where there is an fc1, `depthwise_excite_project_ref`."""
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "activation": activation}
+    expanded = pointwise_conv_ref(x, expand_weight, expand_bias, activation=activation)
+    if fc1_weight is None or fc1_bias is None or fc2_weight is None or fc2_bias is None:
+        return depthwise_project_ref(expanded, weight, bias, project_weight, project_bias, residual, **options)
+    fc = fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    options["squeeze_activation"] = squeeze_activation
+    return depthwise_excite_project_ref(expanded, weight, bias, *fc, project_weight, project_bias, residual, **options)
+
+
 def squeeze_excite_ref(
     x: Tensor,
     fc1_weight: Tensor,

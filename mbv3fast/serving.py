@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbv3fast.backend import BackendError, Decision, decide, interpreted, plan_backend, requested
+from mbv3fast.backend import BackendError, Decision, decide, on_hardware, plan_backend, requested
 from mbv3fast.calls import TRACED, TRAINING, refusal
 from mbv3fast.config import FeatureLevel
 from mbv3fast.engine import Engine
@@ -173,7 +173,7 @@ class Served(Backbone):
                     _say_once(f"PyTorch runs this model's classifier: {found.head_refused}")
                 if settings.on_gpu and capturing(x) and all(kept is not found for kept in self._captured):
                     self._captured += (found,)
-                return found.run(x if settings.backend == "triton" else self.normalised(x)), found
+                return found.run(self.normalised(x) if settings.backend == "torch" else x), found
             decision = Decision(False, found)
         if torch.is_grad_enabled():
             self._built = None  # weights may move now, some without a trace; no lock, torch.compile traces this
@@ -193,7 +193,7 @@ class Served(Backbone):
         return decide(request, x.device, dtype)
 
     def _settings(self, decision: Decision) -> Settings:
-        on_gpu = decision.backend == "triton" and not interpreted()
+        on_gpu = on_hardware(decision.backend)
         checked = on_gpu and not decision.by_name
         graphs = on_gpu and self.cuda_graphs
         return Settings(decision.backend, self._levels(), self._preprocess(), on_gpu, graphs, self.micro_batch, checked)
@@ -210,8 +210,8 @@ class Served(Backbone):
         found = self._current(settings)
         if isinstance(found, str):
             request = requested(self.backend, self.plan_name)
-            if request.name == "triton":
-                raise BackendError(f"{request.origin}: 'triton' can't serve this model: {found}")
+            if request.name in ("triton", "cuda"):
+                raise BackendError(f"{request.origin}: {request.name!r} can't serve this model: {found}")
             return found
         return found.refusal(x, functools.partial(self.reference_forward, x)) or found
 
@@ -258,7 +258,7 @@ class Served(Backbone):
         """What the plan computes in: the parameters' dtype, but for narrow ones of a CPU, where PyTorch is slow."""
         dtype = common_dtype(self.features)
         on_cpu = next(self.features.parameters()).device.type == "cpu"
-        return torch.float32 if on_cpu and dtype.itemsize < 4 and backend != "triton" else dtype
+        return torch.float32 if on_cpu and dtype.itemsize < 4 and backend == "torch" else dtype
 
 
 @functools.cache

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from mbv3fast import reference
-from mbv3fast.ops import OPS
+from mbv3fast.engine import step_function, target_for
 from mbv3fast.ops.op import as_tuple, empty_input
-from mbv3fast.ops.target import target_of
 from mbv3fast.plan import SPECS, Plan, Shape, Step
 from mbv3fast.timing import Run
-from mbv3fast.torch_ops import TORCH_OPS
 
 _OPEN = 99.0  # a bias whose scale is 1; by others values would vanish, call by call, and tiny ones take longer
 
@@ -50,11 +48,10 @@ def repeatable(backend: str, step: Step, given: Mapping[str, Any]) -> dict[str, 
     return {**given, "fc2_bias": torch.full_like(given["fc2_bias"], _OPEN)}
 
 
-def step_run(backend: str, step: Step, given: Mapping[str, Any], device: torch.device) -> Run:
-    """A call of what a plan for `backend` runs for the step."""
-    if backend == "torch":
-        return functools.partial(TORCH_OPS[step.op], **given)
-    return functools.partial(OPS[step.op].run, **given, target=target_of(device, pdl=True))
+def step_run(plan: Plan, step: Step, given: Mapping[str, Any], device: torch.device) -> Run:
+    """A call of what computes the step of the plan."""
+    how = {} if plan.backend == "torch" else {"target": target_for(plan, device)}
+    return functools.partial(step_function(plan, step), **given, **how)
 
 
 def step_reference(step: Step, given: Mapping[str, Any], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 
 import benchmarks  # noqa: F401 # lays the link to the kernels, which a checkout that isn't installed lacks
 import mbv3fast
-from mbv3fast import library
+from mbv3fast.cuda import library
 from tests.peers import peer
 from tests.stand_ins import StandIn, stand_in_for_a_gpu
 

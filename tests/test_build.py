@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mbv3fast import library
 from mbv3fast.cli import main
 from mbv3fast.csrc import build as builder
 from mbv3fast.csrc.build import BuildError, chosen_architectures, first_errors, install, parse_architectures
 from mbv3fast.csrc.ptxas import Usage, demangled, parse_log
+from mbv3fast.cuda import library
 from tests.cli import run
 
 ROOT = Path(__file__).parents[1]

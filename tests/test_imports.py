@@ -16,8 +16,9 @@ ROOT = Path(mbv3fast.__file__).parent
 # From the ground. A name covers the package's modules below it.
 FLOORS = (
     ("launching",),
-    ("tables", "assets", "atomic", "_version", "gpus", "kernels", "csrc", "structs"),
-    ("config", "library"),
+    ("tables", "assets", "atomic", "_version", "gpus", "csrc"),
+    ("kernels", "cuda"),
+    ("config",),
     ("layers", "preprocess", "torch_state", "backend", "opaque"),
     ("reference", "description"),
     ("torch_ops", "ops"),

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from mbv3fast import library, structs
 from mbv3fast.cli.doctor import doctor
-from mbv3fast.library import KernelError, check, covers, lacks_library, lacks_loading
+from mbv3fast.cuda import library, structs
+from mbv3fast.cuda.library import KernelError, check, covers, lacks_library, lacks_loading
 from tests.cli import run
 from tests.stand_ins import in_threads
 

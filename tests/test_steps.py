@@ -23,7 +23,7 @@ def test_every_step_of_a_cpus_plan_computes_its_reference() -> None:
         torch.manual_seed(0)
         given = step_arguments(step, inputs, torch.float32, CPU)
         (wanted,) = step_reference(step, given, torch.float64)
-        got = step_run("torch", step, given, CPU)()
+        got = step_run(plan(), step, given, CPU)()
         assert got.shape == wanted.shape
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)
         ops.add(step.op)
@@ -50,7 +50,7 @@ def test_repeatable_calls_leave_their_input_and_give_the_same_again() -> None:
     for step, inputs in step_inputs(plan(), SHAPE):
         given = repeatable("torch", step, step_arguments(step, inputs, torch.float32, CPU))
         before = given["x"].clone()
-        run = step_run("torch", step, given, CPU)
+        run = step_run(plan(), step, given, CPU)
         first = run().clone()
         for _ in range(10):
             again = run()

@@ -142,7 +142,9 @@ class StepCase(_Alone):
 
     def run(self, device: torch.device) -> Run:
         """A call of what serves the step."""
-        return step_run(self.backend, self._step()[0], self.tensors(device), device)
+        return step_run(
+            meta_plan(self.variant, self.dtype, self.backend), self._step()[0], self.tensors(device), device
+        )
 
     def right(self, device: torch.device) -> Right:
         step, given = self._step()[0], self.tensors(device)

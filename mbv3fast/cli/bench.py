@@ -106,7 +106,7 @@ def _timed(plan: Plan, shape: Shape, device: torch.device, chip: Gpu, rounds: in
     bar = tqdm(step_inputs(plan, shape), "timing", unit="step", leave=False, disable=None)
     for (step, inputs), cost in zip(bar, costs, strict=True):
         given = repeatable(plan.backend, step, step_arguments(step, inputs, plan.dtype, device))
-        seconds = statistics.median(_seconds(step_run(plan.backend, step, given, device), device, rounds))
+        seconds = statistics.median(_seconds(step_run(plan, step, given, device), device, rounds))
         steps.append(
             {
                 "step": step.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mbv3fast.library import FOLDER
+from mbv3fast.cuda.library import FOLDER
 
 
 @click.command(short_help="Compile the CUDA kernels.")

@@ -11,7 +11,7 @@ import torch
 
 from mbv3fast._version import __version__
 from mbv3fast.backend import BACKENDS, SERVED_DTYPES, BackendError, decide, network_server, op_server, requested
-from mbv3fast.library import architectures, lacks_loading, library_path
+from mbv3fast.cuda.library import architectures, lacks_loading, library_path
 from mbv3fast.ops import OPS
 
 _EXTRAS = {

@@ -8,6 +8,7 @@ references of `mbv3fast.reference`.
 from mbv3fast.ops.depthwise_conv import depthwise_conv
 from mbv3fast.ops.depthwise_excite_project import depthwise_excite_project
 from mbv3fast.ops.depthwise_project import depthwise_project
+from mbv3fast.ops.inverted_residual import inverted_residual
 from mbv3fast.ops.layout import pack_taps
 from mbv3fast.ops.linear import linear, pointwise_mean_linear
 from mbv3fast.ops.op import OPS
@@ -20,6 +21,7 @@ __all__ = [
     "depthwise_conv",
     "depthwise_excite_project",
     "depthwise_project",
+    "inverted_residual",
     "linear",
     "pack_taps",
     "pointwise_conv",

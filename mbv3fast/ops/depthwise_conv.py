@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from mbv3fast.cuda.depthwise_conv import depthwise_conv as cuda_depthwise_conv
+from mbv3fast.cuda.launch import serves
 from mbv3fast.layers import Padding
 from mbv3fast.ops.layout import pixels_first, taps_first
 from mbv3fast.ops.op import Op, empty
@@ -57,7 +59,10 @@ def run_depthwise_conv(
     target = resolve(target, x)
     geometry = Geometry.of(x, weight, stride, padding, dilation)
     out = geometry.empty(x)
-    geometry.launch(x, weight, bias, out, activation, geometry.config(x, target), target)
+    if geometry.on_cuda(x, target):
+        geometry.launch_cuda(x, weight, bias, out, activation, target)
+    else:
+        geometry.launch(x, weight, bias, out, activation, geometry.config(x, target), target)
     return out
 
 
@@ -88,6 +93,30 @@ class Geometry(NamedTuple):
             kernel=self.kernel,
             squeeze=squeeze,
             itemsize=x.itemsize,
+        )
+
+    def on_cuda(self, x: Tensor, target: Target) -> bool:
+        """Whether the CUDA kernel computes it, and is preferred."""
+        common = self.kernel in (3, 5) and self.stride in (1, 2) and self.dilation == 1
+        left, _, top, _ = self.shape.padding
+        return target.cuda and common and max(left, top) < self.kernel and serves(x.dtype, x.shape[1])
+
+    def launch_cuda(
+        self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, activation: str | None, target: Target
+    ) -> None:
+        """Fill `out`."""
+        images, channels, height, width = out.shape
+        cuda_depthwise_conv(
+            pixels_first(x),
+            taps_first(weight),
+            bias.float(),
+            out=out.permute(0, 2, 3, 1),
+            kernel=self.kernel,
+            stride=self.stride,
+            padding=self.shape.padding,
+            activation=activation,
+            tile=target.tile("depthwise_conv", images=images, out_height=height, out_width=width, channels=channels),
+            pdl=target.pdl,
         )
 
     def launch(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mbv3fast.layers import Padding
+from mbv3fast.ops.block import Conv, Excite, run_block
 from mbv3fast.ops.depthwise_conv import Geometry
 from mbv3fast.ops.layout import matrix, pixels_first
 from mbv3fast.ops.op import Op, empty
@@ -69,7 +70,7 @@ def depthwise_excite_project(
     )
 
 
-def _run(
+def run_depthwise_excite_project(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -88,9 +89,25 @@ def _run(
     squeeze_activation: str,
     target: Target | None = None,
 ) -> Tensor:
+    """`depthwise_excite_project`'s kernels, unchecked."""
+    target = resolve(target, x)
+    out = run_block(
+        x,
+        None,
+        Conv(weight, bias),
+        Excite(fc1_weight, fc1_bias, fc2_weight, fc2_bias, squeeze_activation),
+        Conv(project_weight, project_bias),
+        residual,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        activation=activation,
+        target=target,
+    )
+    if out is not None:
+        return out
     from mbv3fast.kernels.depthwise_conv import count_parts, count_tiles
 
-    target = resolve(target, x)
     geometry = Geometry.of(x, weight, stride, padding, dilation)
     y = geometry.empty(x)
     images, channels, height, width = y.shape
@@ -172,6 +189,6 @@ DEPTHWISE_EXCITE_PROJECT = Op(
         options=("stride", "padding", "dilation", "activation", "squeeze_activation"),
         macs=lambda s: s["N"] * s["C"] * (s["P"] * s["Q"] * (s["k"] ** 2 + s["M"]) + 2 * s["S"]),
     ),
-    _run,
+    run_depthwise_excite_project,
     depthwise_excite_project_ref,
 )

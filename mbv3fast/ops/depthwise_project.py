@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mbv3fast.layers import Padding
+from mbv3fast.ops.block import Conv, run_block
 from mbv3fast.ops.depthwise_conv import run_depthwise_conv
 from mbv3fast.ops.layout import matrix, pixels_first, taps_first
 from mbv3fast.ops.op import Op, empty
@@ -44,7 +45,7 @@ def depthwise_project(
     return DEPTHWISE_PROJECT(*tensors, stride=stride, padding=padding, dilation=dilation, activation=activation)
 
 
-def _run(
+def run_depthwise_project(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -58,9 +59,15 @@ def _run(
     activation: str | None,
     target: Target | None = None,
 ) -> Tensor:
+    """`depthwise_project`'s kernels, unchecked."""
+    target = resolve(target, x)
+    project = Conv(project_weight, project_bias)
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "activation": activation}
+    by_cuda = run_block(x, None, Conv(weight, bias), None, project, residual, **options, target=target)
+    if by_cuda is not None:
+        return by_cuda
     from mbv3fast.kernels.depthwise_project import depthwise_project as launch
 
-    target = resolve(target, x)
     images, channels, height, width = x.shape
     outputs, kernel = project_weight.shape[0], weight.shape[3]
     shape = conv_shape((height, width), kernel, stride, padding, dilation)
@@ -112,6 +119,6 @@ DEPTHWISE_PROJECT = Op(
         options=("stride", "padding", "dilation", "activation"),
         macs=lambda s: s["N"] * s["P"] * s["Q"] * s["C"] * (s["k"] ** 2 + s["M"]),
     ),
-    _run,
+    run_depthwise_project,
     depthwise_project_ref,
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mbv3fast.cuda.launch import serves
+from mbv3fast.cuda.pointwise_conv import pointwise_conv as cuda_pointwise_conv
 from mbv3fast.ops.layout import matrix, pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec
@@ -45,12 +47,26 @@ def run_pointwise_conv(
     target: Target | None = None,
 ) -> Tensor:
     """`pointwise_conv`'s kernel, unchecked."""
-    from mbv3fast.kernels.pointwise_conv import pointwise_conv as launch
-
     target = resolve(target, x)
     images, inputs, height, width = x.shape
     outputs, pixels = weight.shape[0], height * width
     out = empty((images, outputs, height, width), like=x)
+    if target.cuda and serves(x.dtype, inputs, outputs):
+        rows, groups = (images * pixels, 1) if scale is None else (pixels, images)
+        cuda_pointwise_conv(
+            pixels_first(x),
+            matrix(weight),
+            bias.float(),
+            out=out.permute(0, 2, 3, 1),
+            scale=scale,
+            residual=None if residual is None else pixels_first(residual),
+            activation=activation,
+            tile=target.tile("pointwise_conv", rows=rows, groups=groups, inputs=inputs, outputs=outputs),
+            pdl=target.pdl,
+        )
+        return out
+    from mbv3fast.kernels.pointwise_conv import pointwise_conv as launch
+
     launch(
         pixels_first(x),
         matrix(weight),

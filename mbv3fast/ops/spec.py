@@ -82,7 +82,7 @@ class Spec:
         given = self._given(tensors)
         named = {arg.name for arg, _ in given}
         if self.together and 0 < len(named.intersection(self.together)) < len(self.together):
-            raise ValueError(f"{self.name}: {', '.join(self.together)}: got one of them, needs both or neither")
+            raise ValueError(f"{self.name}: {', '.join(self.together)}: got some of them, needs all or none")
         leader_arg, leader = next((arg, tensor) for arg, tensor in given if arg.kind != "image")
         for arg, tensor in given:
             _check_dtype(f"{self.name}: {arg.name}", arg, tensor, leader)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mbv3fast.cuda.squeeze_excite import excite as cuda_excite
 from mbv3fast.ops.layout import pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec
@@ -64,6 +65,37 @@ def run_excite(
         pixels=pixels,
         activation=activation,
         config=target.config("excite", images=images, parts=parts, channels=channels),
+        pdl=target.pdl,
+    )
+    return scale
+
+
+def run_excite_pool(
+    pool: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    activation: str | None,
+    *,
+    pixels: int,
+    target: Target,
+) -> Tensor:
+    """The scale [N, C] from the sums of tiles, [N, tiles, C], by the CUDA kernel."""
+    (images, _, channels), squeezed = pool.shape, fc1_weight.shape[0]
+    tile = target.tile("excite", images=images, channels=channels, squeezed=squeezed)
+    scale = empty((images, channels), like=pool)
+    cuda_excite(
+        pool,
+        fc1_weight,
+        fc1_bias.float(),
+        fc2_weight,
+        fc2_bias.float(),
+        hidden=None if tile["cluster"] > 1 else empty((images, squeezed), like=pool),
+        scale=scale,
+        pixels=pixels,
+        activation=activation,
+        tile=tile,
         pdl=target.pdl,
     )
     return scale

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mbv3fast.cuda import tiles
+from mbv3fast.cuda.launch import Tile
 from mbv3fast.torch_state import tf32_allowed
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ class Target(NamedTuple):
     sms: multiprocessors; where there is no GPU, those of the H100, which plans are counted for. tf32: whether float32
     may be multiplied as it. pdl: whether a kernel may start while its predecessor drains, which asks for weights that
     nothing writes meanwhile. chip: the GPU's name, whose table of timed configurations is looked up; empty for none.
-    overrides: configurations by op that come before all others, for whoever times them.
+    overrides: configurations by op that come before all others, for whoever times them. cuda: whether CUDA kernels are
+    preferred, where there is one, on a chip of this compute capability, 90 for 9.0.
     """
 
     sms: int = 132
@@ -31,6 +34,8 @@ class Target(NamedTuple):
     interpreted: bool = False
     chip: str = ""
     overrides: Mapping[str, Config] = MappingProxyType({})
+    cuda: bool = False
+    capability: int = 90
 
     def config(self, op: str, **sizes: int) -> Config:
         """The launch configuration of `op` for the arguments of its heuristic in `kernels.configs`."""
@@ -45,21 +50,28 @@ class Target(NamedTuple):
         timed = tuned(self.chip, op, sizes)
         return HEURISTICS[op](**sizes, sms=self.sms) if timed is None else timed
 
+    def tile(self, op: str, **sizes: Any) -> Tile:
+        """How a CUDA launch of `op` is cut into blocks, for the arguments of its function in `cuda.tiles`."""
+        if op in self.overrides:
+            return self.overrides[op]
+        return tiles.HEURISTICS[op](**sizes, sms=self.sms, capability=self.capability)
 
-def target_of(device: torch.device, *, pdl: bool = False) -> Target:
+
+def target_of(device: torch.device, *, pdl: bool = False, cuda: bool = False) -> Target:
     """The target that launches on `device` are for now; `pdl` where the chip has it (sm_90 and later)."""
     if device.type == "cpu":
-        return Target(interpreted=True)
+        return Target(interpreted=True, cuda=cuda, pdl=pdl and cuda)
     if device.type != "cuda":
         return Target()
-    chip, sms, major = _properties(device.index if device.index is not None else torch.cuda.current_device())
-    return Target(sms, tf32_allowed(), pdl and major >= 9, chip=chip)
+    chip, sms, capability = _properties(device.index if device.index is not None else torch.cuda.current_device())
+    pdl = pdl and capability >= 90
+    return Target(sms, tf32_allowed(), pdl, chip=chip, cuda=cuda, capability=capability)
 
 
 @functools.cache
 def _properties(index: int) -> tuple[str, int, int]:
     properties = torch.cuda.get_device_properties(index)
-    return properties.name, properties.multi_processor_count, properties.major
+    return properties.name, properties.multi_processor_count, 10 * properties.major + properties.minor
 
 
 def resolve(target: Target | None, like: Tensor) -> Target:

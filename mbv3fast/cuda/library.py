@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-FOLDER = Path(__file__).parent / "lib"
+FOLDER = Path(__file__).parents[1] / "lib"
 ENVIRONMENT = "MBV3FAST_EMULATE"
 VERSION = 1  # MBV3FAST_VERSION in csrc/include/mbv3fast.h
 _APART = ((8, 7), (10, 1))  # compute capabilities of chips for which code for others of their major version is not

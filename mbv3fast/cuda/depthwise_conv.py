@@ -1,0 +1,62 @@
+"""Depthwise convolution, with the sums of its output: csrc/depthwise_conv.cu."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from torch import Tensor
+
+from mbv3fast.cuda.launch import Kernel, Tile, launch
+from mbv3fast.cuda.structs import DepthwiseConvArgs
+
+KERNEL = Kernel("depthwise_conv", DepthwiseConvArgs)
+
+
+def count_tiles(height: int, width: int, tile: Tile) -> int:
+    """Tiles of an output of this size, each of which makes a row of `pool`."""
+    return ceil(height / tile["tile_height"]) * ceil(width / tile["tile_width"])
+
+
+def depthwise_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    out: Tensor,
+    pool: Tensor | None = None,
+    kernel: int,
+    stride: int,
+    padding: tuple[int, int, int, int],
+    activation: str | None,
+    tile: Tile,
+    pdl: bool = False,
+) -> None:
+    """out = activation(depthwise convolution of x + bias); pool [N, tiles, C] float32 its sums over tiles.
+
+    x [N, H, W, C], weight [kernel * kernel, C], out [N, H', W', C] of float16 or bfloat16; bias [C] float32; C is a
+    multiple of 8. padding: left, right, top, bottom, each less than the kernel.
+    """
+    images, height, width, channels = x.shape
+    _, out_height, out_width, _ = out.shape
+    launch(
+        KERNEL,
+        images * count_tiles(out_height, out_width, tile) * ceil(channels / (8 * tile["groups"])),
+        {"x": x, "weight": weight, "bias": bias},
+        {"out": out, "pool": pool},
+        {
+            "images": images,
+            "height": height,
+            "width": width,
+            "out_height": out_height,
+            "out_width": out_width,
+            "channels": channels,
+            "kernel": kernel,
+            "stride": stride,
+            "top": padding[2],
+            "left": padding[0],
+        },
+        dtype=x.dtype,
+        activation=activation,
+        tile=tile,
+        pdl=pdl,
+    )

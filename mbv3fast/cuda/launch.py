@@ -1,0 +1,75 @@
+"""The one place that calls the library's kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbv3fast.cuda.library import check, library
+from mbv3fast.launching import Launch, announce, watched
+
+DTYPES = {torch.float16: 1, torch.bfloat16: 2}  # as mbv3fast.h numbers them
+ACTIVATIONS = {None: 0, "relu": 1, "hardswish": 2}
+CHANNELS = 8  # of which numbers of channels must be multiples: 16-byte accesses
+Tile = Mapping[str, int]  # how a launch is cut into blocks
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function of the C API, mbv3fast_`name`, and the struct of its arguments."""
+
+    name: str
+    args: type[ctypes.Structure]
+
+    @property
+    def __name__(self) -> str:  # as a compiled kernel has it
+        return self.name
+
+
+def launch(
+    kernel: Kernel,
+    blocks: int,
+    reads: Mapping[str, Tensor | None],
+    writes: Mapping[str, Tensor | None],
+    sizes: Mapping[str, int],
+    *,
+    dtype: torch.dtype,
+    activation: str | None,
+    tile: Tile,
+    pdl: bool = False,
+) -> None:
+    """Call `kernel` on tensors and numbers by the names of its struct's fields; tensors without data (meta) are only
+    watched. `blocks`: how many it launches.
+
+    pdl: let it start while its predecessor drains. Raises KernelError for what the library refuses.
+    """
+    read, written = _given(reads), _given(writes)
+    if watched():
+        constants = {**tile, "ACTIVATION": activation, "PDL": pdl}
+        announce(Launch(kernel, blocks, read, written, dict(sizes), constants))
+    out = next(iter(written.values()))
+    if blocks == 0 or out.is_meta:
+        return
+    args = kernel.args(
+        **{name: tensor.data_ptr() for name, tensor in {**read, **written}.items()},
+        **sizes,
+        **tile,
+        dtype=DTYPES[dtype],
+        activation=ACTIVATIONS[activation],
+        overlapped=pdl,
+    )
+    stream = torch.cuda.current_stream(out.device).cuda_stream if out.is_cuda else None
+    check(getattr(library(), f"mbv3fast_{kernel.name}")(ctypes.byref(args), ctypes.c_void_p(stream)))
+
+
+def _given(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def serves(dtype: torch.dtype, *channels: int) -> bool:
+    """Whether kernels take tensors of this dtype with so many channels."""
+    return dtype in DTYPES and all(count % CHANNELS == 0 for count in channels)
