@@ -167,4 +167,40 @@ __device__ __forceinline__ void start_successor() {
 #endif
 }
 
+// Clusters of blocks (sm_90): arrive_cluster tells the others what this thread did before, wait_cluster waits until all have
+// arrived. Older chips have none, and a block is a cluster by itself.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+
+__device__ __forceinline__ void arrive_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// The same place in the shared memory of another block of the cluster.
+template <class T>
+__device__ __forceinline__ SharedPtr<T> peer(SharedPtr<T> memory, [[maybe_unused]] unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  std::uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(memory), "r"(rank));
+  return reinterpret_cast<T*>(there);
+#else
+  return memory;
+#endif
+}
+
 }  // namespace mbv3fast

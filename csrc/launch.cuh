@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 
 #include "device.cuh"
@@ -26,6 +27,12 @@ inline void need_pointer(const void* pointer, const std::string& name) {
   if (reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0) throw Refused{name + ": needs to be aligned to 16 bytes"};
 }
 
+// What kernels run on: 90 is compute capability 9.0; bytes of shared memory that a block may have.
+struct Device {
+  int capability;
+  std::int64_t shared_limit;
+};
+
 struct Launch {
   std::int64_t blocks;
   int threads;
@@ -36,6 +43,10 @@ struct Launch {
 };
 
 #ifdef MBV3FAST_EMULATED
+
+inline Device current_device() {
+  return {emulation::chip().capability, static_cast<std::int64_t>(emulation::chip().shared_limit())};
+}
 
 template <auto Kernel, class Params>
 int launch(const char* name, const Launch& how, const Params& params) {
@@ -51,11 +62,27 @@ int launch(const char* name, const Launch& how, const Params& params) {
 
 #else
 
+inline Device current_device() {
+  const auto must = [](cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  };
+  int device, major, minor, limit;
+  must(cudaGetDevice(&device));
+  must(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  must(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  must(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return {10 * major + minor, limit};
+}
+
 template <auto Kernel, class Params>
 int launch(const char*, const Launch& how, const Params& params) {
   if (how.shared_bytes > 48 * 1024) {
     const auto most = cudaFuncAttributeMaxDynamicSharedMemorySize;
     const cudaError_t error = cudaFuncSetAttribute(Kernel, most, static_cast<int>(how.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  if (how.cluster > 8) {
+    const cudaError_t error = cudaFuncSetAttribute(Kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute attributes[2];

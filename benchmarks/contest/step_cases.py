@@ -142,9 +142,8 @@ class StepCase(_Alone):
 
     def run(self, device: torch.device) -> Run:
         """A call of what serves the step."""
-        return step_run(
-            meta_plan(self.variant, self.dtype, self.backend), self._step()[0], self.tensors(device), device
-        )
+        plan = meta_plan(self.variant, self.dtype, self.backend)
+        return step_run(plan, self._step()[0], self.tensors(device), device)
 
     def right(self, device: torch.device) -> Right:
         step, given = self._step()[0], self.tensors(device)

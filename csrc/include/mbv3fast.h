@@ -105,6 +105,65 @@ typedef struct {
 } mbv3fast_pointwise_conv_args;
 
 MBV3FAST_API int mbv3fast_pointwise_conv(const mbv3fast_pointwise_conv_args* args, void* stream);
+/* What squeeze-excite (Hu et al. 2018) multiplies by, from the sums of tiles:
+ *
+ *     mean = sum of pool over tiles / pixels
+ *     scale = hardsigmoid(activation(mean fc1_weight^T + fc1_bias) fc2_weight^T + fc2_bias)
+ *
+ * The two matrices are cut into slices, one a block. With `cluster` blocks that hand each other hidden units (sm_90) it is
+ * one launch; else with `hidden` two; else one block does all.
+ */
+typedef struct {
+  const float* pool;      /* [images, tiles, channels] */
+  const void* fc1_weight; /* [squeezed, channels] */
+  const float* fc1_bias;  /* [squeezed] */
+  const void* fc2_weight; /* [channels, squeezed] */
+  const float* fc2_bias;  /* [channels] */
+  float* hidden;          /* [images, squeezed], scratch where cluster is 1, or null; else not used */
+  float* scale;           /* [images, channels] */
+  int64_t images;
+  int32_t tiles, pixels;
+  int32_t channels; /* a multiple of 8 */
+  int32_t squeezed;
+  int32_t dtype, activation;  /* of the weights; after fc1 */
+  int32_t cluster;            /* 1, 2, 4, 8, or, where the chip has such clusters, 16 */
+  int32_t images_per_cluster; /* 1 or 8, which read the weights once */
+  int32_t overlapped;
+} mbv3fast_excite_args;
+
+MBV3FAST_API int mbv3fast_excite(const mbv3fast_excite_args* args, void* stream);
+
+/* The whole of squeeze-excite: out = x * scale, with the mean of x over its pixels.
+ *
+ * One launch where a cluster's shared memory has room for an image, which is read once. Else, or where cluster is 1, sums,
+ * excite and product one after another, with the scratch `pool`, `scale` and, as excite uses it, `hidden`;
+ * mbv3fast_squeeze_excite_tiles tells which. images_per_cluster is of excite.
+ */
+typedef struct {
+  const void* x;          /* [images, pixels, channels] */
+  const void* fc1_weight; /* [squeezed, channels] */
+  const float* fc1_bias;  /* [squeezed] */
+  const void* fc2_weight; /* [channels, squeezed] */
+  const float* fc2_bias;  /* [channels] */
+  void* out;              /* like x, which it may be */
+  float* pool;            /* [images, tiles, channels], scratch, or null where tiles is 0 */
+  float* hidden;          /* [images, squeezed], scratch, or null */
+  float* scale;           /* [images, channels], scratch, or null where tiles is 0 */
+  int64_t images;
+  int32_t pixels;
+  int32_t channels; /* a multiple of 8 */
+  int32_t squeezed;
+  int32_t dtype, activation;
+  int32_t cluster, images_per_cluster;
+  int32_t overlapped;
+} mbv3fast_squeeze_excite_args;
+
+MBV3FAST_API int mbv3fast_squeeze_excite(const mbv3fast_squeeze_excite_args* args, void* stream);
+
+/* How many tiles `pool` has in that call on the current device: 0 where it is one launch, without scratch. Of args it
+ * reads the sizes, dtype and cluster.
+ */
+MBV3FAST_API int mbv3fast_squeeze_excite_tiles(const mbv3fast_squeeze_excite_args* args, int32_t* tiles);
 
 /* The version of this interface that the library has. */
 MBV3FAST_API int mbv3fast_version(void);
