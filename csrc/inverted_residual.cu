@@ -25,6 +25,10 @@ void check(const Args& a) {
   need(a.top >= 0 && a.top < a.kernel, "top", a.top, "less than the kernel");
   need(a.left >= 0 && a.left < a.kernel, "left", a.left, "less than the kernel");
   need(a.dtype == MBV3FAST_FLOAT16 || a.dtype == MBV3FAST_BFLOAT16, "dtype", a.dtype, "float16 or bfloat16");
+  const bool alike = a.stride == 1 && a.inputs == a.outputs && a.height == a.out_height && a.width == a.out_width;
+  need(!a.adds_input || (projects && alike && a.residual == nullptr), "adds_input", a.adds_input,
+       "an output like x, and no other residual");
+  need(!a.adds_input || expands || a.channels <= a.step, "adds_input", a.adds_input, "one step where nothing is expanded");
   need(a.splits > 0 && (!projects || a.splits == 1), "splits", a.splits, "1 or more, 1 where a projection adds up");
 }
 
@@ -48,7 +52,7 @@ int run(const Args& a, void* stream) {
   p.pool = activations(a.pool, C::kOutputs ? 0 : a.images * tiles * channels);
   p.height = a.height, p.width = a.width, p.out_height = a.out_height, p.out_width = a.out_width;
   p.inputs = a.inputs, p.channels = a.channels, p.outputs = a.outputs, p.top = a.top, p.left = a.left;
-  p.splits = a.splits;
+  p.splits = a.splits, p.adds_input = a.adds_input != 0;
   Launch how;
   how.blocks = a.images * tiles * a.splits;
   if (how.blocks == 0) return 0;

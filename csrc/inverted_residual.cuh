@@ -25,11 +25,12 @@ struct InvertedResidual {
   GlobalPtr<const float> bias;         // [channels]
   GlobalPtr<const T> project_weight;   // [outputs, channels]
   GlobalPtr<const float> project_bias;  // [outputs]
-  GlobalPtr<const T> residual;         // [images, out_height, out_width, outputs], or null
+  GlobalPtr<const T> residual;         // [images, out_height, out_width, outputs], or null; x itself if `adds_input`
   GlobalPtr<T> out;                    // the same; [.., channels] where nothing is projected
   GlobalPtr<float> pool;               // [images, tiles, channels], where nothing is projected
   int height, width, out_height, out_width, inputs, channels, outputs, top, left;
   int tiles_x, tiles_y, splits;        // of the channels, over blocks
+  bool adds_input;
 };
 
 // What is decided when a kernel is compiled. Outputs: a multiple of 16 that covers all, 0 where nothing is projected.
@@ -54,6 +55,7 @@ struct Traits {
   static constexpr int kWarpsM = kRows / 16 < kWarps ? (kRows / 16 < 2 ? 1 : 2) : kWarps, kWarpsN = kWarps / kWarpsM;
   static constexpr int kRowsOfWarp = ceil_div(kRows / 16, kWarpsM);  // in fragments, as the next
   static constexpr int kColumnsOfWarp = Outputs == 0 ? 1 : ceil_div(Outputs / 16, kWarpsN);
+  static_assert(Expands || Outputs <= Channels, "all that is staged must fit where windowed is");
   static_assert(TileHeight % StripHeight == 0 && TileWidth % StripWidth == 0 && Channels % 16 == 0 && Outputs % 16 == 0);
 };
 
@@ -62,7 +64,7 @@ template <class C>
 struct Layout {
   static constexpr int kNumber = 2;  // bytes
   int input_pitch, expand_weight, weight, project_weight, expand_bias, bias, weights_size;
-  int input, expanded, windowed, places, sums, weights, size;
+  int input, expanded, windowed, places, sums, weights, staged, size;
 
   __host__ __device__ explicit Layout(int inputs) {
     input_pitch = pitch_of(inputs);
@@ -79,8 +81,9 @@ struct Layout {
     sums = places + C::kInputRows * 4;
     weights = sums + (C::kOutputs ? 0 : C::kGroups * C::kChannels * 4);
     size = weights + 2 * weights_size;
-    const int out = expanded + C::kRows * pitch_of(C::kOutputs) * kNumber;  // over what the steps leave
-    if (C::kOutputs && size < out) size = out;
+    staged = C::kExpands ? expanded : windowed;  // over what the steps leave, but for the input
+    const int end = staged + C::kRows * pitch_of(C::kOutputs) * kNumber;
+    if (C::kOutputs && size < end) size = end;
   }
 };
 
@@ -126,6 +129,12 @@ struct Block {
   __device__ std::int64_t pixel(int y, int x) const {
     const int first_y = row * C::kStride - p.top, first_x = column * C::kStride - p.left;
     return ((image * p.height + first_y + y) * p.width + first_x + x) * p.inputs;
+  }
+  // Of the input where an output pixel lies, which is still in shared memory after the last step.
+  __device__ SharedPtr<const T> input_at(int out_y, int out_x) const {
+    const int y = out_y - row * C::kStride + p.top, x = out_x - column * C::kStride + p.left;
+    if constexpr (!C::kExpands) return expanded + (y * C::kWidth + x) * C::kPitch;
+    return input + ((y - y_begin) * inside_width() + x - x_begin) * at.input_pitch;
   }
 };
 
@@ -319,6 +328,7 @@ __device__ __forceinline__ void write_projected(const Block<C>& b, const Project
   using T = typename C::T;
   constexpr int kPitch = pitch_of(C::kOutputs);
   const int warp = thread_index() / 32, lane = lane_index();
+  const SharedPtr<T> staged = view<T>(shared_memory() + b.at.staged);
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < C::kRowsOfWarp; ++i) {
@@ -333,7 +343,7 @@ __device__ __forceinline__ void write_projected(const Block<C>& b, const Project
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int m = fragment * 16 + 8 * half + lane / 4;
-        store(b.expanded + (m * kPitch + n), pack<T>(sum[2 * half] + bias.x, sum[2 * half + 1] + bias.y));
+        store(staged + (m * kPitch + n), pack<T>(sum[2 * half] + bias.x, sum[2 * half + 1] + bias.y));
       }
     }
   }
@@ -344,11 +354,12 @@ __device__ __forceinline__ void write_projected(const Block<C>& b, const Project
     const int y = b.row + pixel / C::kTileWidth, x = b.column + pixel % C::kTileWidth;
     if (y >= b.p.out_height || x >= b.p.out_width) continue;
     const std::int64_t place = ((b.image * b.p.out_height + y) * b.p.out_width + x) * b.p.outputs + n;
-    Eight<T> eight = load<Eight<T>>(b.expanded + (pixel * kPitch + n));
-    if (b.p.residual) {
+    Eight<T> eight = load<Eight<T>>(staged + (pixel * kPitch + n));
+    if (b.p.residual || b.p.adds_input) {
       float values[8], others[8];
       eight.unpack(values);
-      load<Eight<T>>(b.p.residual + place).unpack(others);
+      const auto residual = b.p.adds_input ? load<Eight<T>>(b.input_at(y, x) + n) : load<Eight<T>>(b.p.residual + place);
+      residual.unpack(others);
 #pragma unroll
       for (int c = 0; c < 8; ++c) values[c] += others[c];
       eight = Eight<T>::packed(values);

@@ -135,7 +135,8 @@ class Plan:
     def _traffic(self, step: Step, inputs: Mapping[str, Shape], output: Shape, target: Target | None = None) -> Traffic:
         if self.backend == "torch":
             return torch_traffic(step.op, inputs, step.tensors, step.options, output, self.dtype.itemsize)
-        return kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, self.dtype, target or self.target)
+        run_for = target or self.target
+        return kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, self.dtype, run_for, step.inputs)
 
     def peak_bytes(self, shape: Shape) -> int:
         """The most memory that activations take at once, beside the caller's input and the weights."""

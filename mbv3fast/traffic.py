@@ -42,9 +42,12 @@ def kernel_traffic(
     options: Mapping[str, Any],
     dtype: torch.dtype,
     target: Target | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Traffic:
-    """Of our kernels, as passed to them: an input that is another one too is read twice."""
-    launches, outputs = dry_run(op, inputs, tensors, options, dtype, target)
+    """Of our kernels, as passed to them, whose arguments `names` are: one that is another too is read as often as they
+    do.
+    """
+    launches, outputs = dry_run(op, inputs, tensors, options, dtype, target, names)
     return traffic_of(launches, storages(tensors))._replace(scratch=_scratch(launches, outputs))
 
 

@@ -67,7 +67,7 @@ typedef struct {
   const float* bias;          /* [channels] */
   const void* project_weight; /* [outputs, channels], or null */
   const float* project_bias;  /* [outputs] */
-  const void* residual;       /* like out, or null */
+  const void* residual;       /* like out, or null; for x itself null, and adds_input */
   void* out;                  /* [images, out_height, out_width, outputs], or channels where nothing is projected */
   float* pool;                /* [images, tiles, channels] where nothing is projected: tiles are row by row */
   int64_t images;
@@ -79,6 +79,7 @@ typedef struct {
   int32_t tile_height, tile_width;
   int32_t step;   /* channels that a block expands at once */
   int32_t splits; /* blocks among which the channels are split; 1 where they are projected */
+  int32_t adds_input; /* whether x is the residual, which is then read once */
   int32_t overlapped;
 } mbv3fast_inverted_residual_args;
 
@@ -105,6 +106,7 @@ typedef struct {
 } mbv3fast_pointwise_conv_args;
 
 MBV3FAST_API int mbv3fast_pointwise_conv(const mbv3fast_pointwise_conv_args* args, void* stream);
+
 /* What squeeze-excite (Hu et al. 2018) multiplies by, from the sums of tiles:
  *
  *     mean = sum of pool over tiles / pixels

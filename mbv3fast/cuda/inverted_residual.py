@@ -37,9 +37,13 @@ def inverted_residual(
 
     Without project_weight out is `depthwise`, and pool [N, tiles, E] float32 its sums over tiles.
     x [N, H, W, C], expand_weight [E, C], weight [kernel * kernel, E], project_weight [M, E], residual and out
-    [N, H', W', M] of float16 or bfloat16; biases float32; C, E and M multiples of 8. padding as in `depthwise_conv`.
+    [N, H', W', M] of float16 or bfloat16; biases float32; C, E and M multiples of 8. padding as in
+    `depthwise_conv`. A residual that is x itself is read once.
+    A residual that is x itself is read once.
     """
     images, height, width, inputs = x.shape
+    channels = weight.shape[1]
+    adds_input = residual is x and (expand_weight is not None or channels <= tile["step"])
     _, out_height, out_width, outputs = out.shape
     launch(
         KERNEL,
@@ -52,7 +56,7 @@ def inverted_residual(
             "bias": bias,
             "project_weight": project_weight,
             "project_bias": project_bias,
-            "residual": residual,
+            "residual": None if adds_input else residual,
         },
         {"out": out, "pool": pool},
         {
@@ -62,12 +66,13 @@ def inverted_residual(
             "out_height": out_height,
             "out_width": out_width,
             "inputs": inputs,
-            "channels": weight.shape[1],
+            "channels": channels,
             "outputs": 0 if project_weight is None else outputs,
             "kernel": kernel,
             "stride": stride,
             "top": padding[2],
             "left": padding[0],
+            "adds_input": adds_input,
         },
         dtype=x.dtype,
         activation=activation,

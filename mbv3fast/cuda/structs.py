@@ -27,7 +27,7 @@ class InvertedResidualArgs(Structure):
     _fields_ = _fields(
         "x expand_weight expand_bias weight bias project_weight project_bias residual out pool",
         "height width out_height out_width inputs channels outputs kernel stride top left dtype activation "
-        "tile_height tile_width step splits overlapped",
+        "tile_height tile_width step splits adds_input overlapped",
     )
 
 

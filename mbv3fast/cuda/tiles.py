@@ -111,7 +111,8 @@ class CompiledTile:
             memory += 2 * input_rows * input_pitch
         if not self.outputs:
             memory += 4 * (_THREADS // (self.step // 2)) * self.step
-        staged = 2 * rows * _pitch(self.outputs) + (2 * input_rows * input_pitch if self.expands else 0)
+        before = input_rows * input_pitch if self.expands else height * width * pitch
+        staged = 2 * (before + rows * _pitch(self.outputs)) if self.outputs else 0
         return max(memory + 2 * weights, staged)
 
     def resident(self, inputs: int, capability: int) -> int:

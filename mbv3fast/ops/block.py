@@ -77,15 +77,17 @@ def run_block(
         return None
     out = empty((x.shape[0], channels if excite else outputs, shape.height, shape.width), like=x)
     pool = _sums(out, tile) if excite else None
+    source = pixels_first(x)
+    added = source if residual is x else residual if residual is None else pixels_first(residual)
     kernels.inverted_residual(
-        pixels_first(x),
+        source,
         expand and matrix(expand.weight),
         expand and expand.bias.float(),
         taps_first(depthwise.weight),
         depthwise.bias.float(),
         None if excite else matrix(project.weight),
         None if excite else project.bias.float(),
-        residual=None if excite or residual is None else pixels_first(residual),
+        residual=None if excite else added,
         out=out.permute(0, 2, 3, 1),
         pool=pool,
         kernel=kernel,
