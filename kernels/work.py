@@ -7,34 +7,9 @@ what Triton's interpreter is seen to do, byte for byte.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
 
 from mbv3fast.kernels.windows import Axis, Window, ceil, count_reads, distinct_in_runs
-
-if TYPE_CHECKING:
-    from mbv3fast.launching import Launch
-
-
-class Work(NamedTuple):
-    """programs: CTAs. issued: bytes that the unmasked lanes of all loads and stores name, each program's counted apart;
-    bytes, not the sectors of 32 that memory is moved in.
-
-    serial: trips to memory that one program makes one after another. A trip ends where a loop goes round, taps that are
-    unrolled together being one round, where a loop ends, and where a sum outside of loops wants what was loaded; other
-    code before a loop loads with its first round.
-    dots: multiply-adds of `tl.dot`, fmas: of sums in float32, both as launched: blocks whole, idle lanes included.
-    Activations, scaling and normalisation are in neither. halo: pixels of the input that programs read, each program's
-    distinct ones once, over the input's pixels; 1 where there is no window. repeated: bytes of `issued` that the same
-    program has read before, where its windows overlap.
-    """
-
-    programs: int
-    serial: int
-    issued: int
-    dots: int = 0
-    fmas: int = 0
-    halo: float = 1.0
-    repeated: int = 0
+from mbv3fast.launching import Launch, Work
 
 
 def work(launch: Launch) -> Work:

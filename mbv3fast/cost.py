@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from mbv3fast.cuda.launch import Kernel
+from mbv3fast.cuda.work import work as cuda_work
 from mbv3fast.gpus import Gpu
 from mbv3fast.launches import moved, planned_launches
+from mbv3fast.launching import Launch, Work
 from mbv3fast.ops.spec import Sizes
-from mbv3fast.ops.target import Target
 from mbv3fast.plan import SPECS, Plan, Shape, StepCost
-
-if TYPE_CHECKING:
-    from mbv3fast.kernels.work import Work
-    from mbv3fast.launching import Launch
 
 # The estimate's constants, beside those that the heuristics of `kernels.configs` share; the floor has none.
 TRIP = 0.3e-6  # seconds from a load to its use: some 280 cycles to an L2 cache and back, then addresses and barriers
@@ -97,8 +95,14 @@ def plan_cost(plan: Plan, shape: Shape, gpu: Gpu, *, tf32: bool = False) -> Plan
     tf32: whether our kernels may multiply float32 as it, as PyTorch's switch says; a library always may. Raises
     KeyError for a dtype that the GPU's tensor cores don't multiply.
     """
-    shapes, ours = plan.shapes(shape), plan.backend == "triton"
-    target = Target(gpu.sms, tf32, pdl=gpu.capability >= OVERLAPS, chip=gpu.name)
+    shapes, ours = plan.shapes(shape), plan.backend != "torch"
+    target = plan.target._replace(
+        sms=gpu.sms,
+        tf32=tf32,
+        pdl=gpu.capability >= OVERLAPS,
+        chip=gpu.name,
+        capability=10 * gpu.capability[0] + gpu.capability[1],
+    )
     rates = _Rates.of(plan.dtype, tf32 or not ours, gpu)
     launches: dict[str, list[Launch]] = {step.name: [] for step in plan.steps}
     for planned in planned_launches(plan, shape, target) if ours else ():
@@ -165,9 +169,7 @@ def _of_library(counted: StepCost, sizes: Sizes, inputs: int, rates: _Rates, gpu
 
 def _of_launches(counted: StepCost, sizes: Sizes, launches: Sequence[Launch], rates: _Rates, gpu: Gpu) -> Cost:
     """Of a step that our kernels compute."""
-    from mbv3fast.kernels.work import work
-
-    moves, done = moved(launches), [work(launch) for launch in launches]
+    moves, done = moved(launches), [_work(launch) for launch in launches]
     compulsory = sum(move.all for move in moves)
     warm = sum(gpu.memory_seconds(move.read, move.written) for move in moves)
     cold = sum(gpu.memory_seconds(move.read, move.written, fresh=move.fresh) for move in moves)
@@ -191,11 +193,24 @@ def _of_launches(counted: StepCost, sizes: Sizes, launches: Sequence[Launch], ra
     )
 
 
+def _work(launch: Launch) -> Work:
+    if isinstance(launch.kernel, Kernel):
+        return cuda_work(launch)
+    from mbv3fast.kernels.work import work
+
+    return work(launch)
+
+
 def _window_macs(op: str, sizes: Sizes) -> int:
     """Of a depthwise convolution, alone or in a block."""
-    if not op.startswith("depthwise"):
+    if "k" not in sizes or op == "stem_conv":
         return 0
-    return prod(sizes[symbol] for symbol in "NPQC") * sizes["k"] ** 2
+    return prod(sizes[symbol] for symbol in "NPQ") * _channels(sizes) * sizes["k"] ** 2
+
+
+def _channels(sizes: Sizes) -> int:
+    """Of the depthwise part."""
+    return sizes.get("E", sizes["C"])
 
 
 def _cuda_macs(counted: StepCost, sizes: Sizes, launches: Sequence[Launch]) -> int:
@@ -205,7 +220,7 @@ def _cuda_macs(counted: StepCost, sizes: Sizes, launches: Sequence[Launch]) -> i
         return counted.macs
     macs = _window_macs(counted.op, sizes)
     if "S" in sizes and "_excite_images_kernel" not in names:
-        macs += 2 * sizes["N"] * sizes["C"] * sizes["S"]
+        macs += 2 * sizes["N"] * _channels(sizes) * sizes["S"]
     for launch in launches:
         if launch.kernel.__name__ == "_linear_kernel" and launch.constants["BLOCK_M"] < _TENSOR_ROWS:
             macs += launch.sizes["rows"] * launch.constants["K"] * launch.constants["N"]

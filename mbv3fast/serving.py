@@ -63,10 +63,14 @@ class Served(Backbone):
         head = f"; the classifier is left to PyTorch: {found.head_refused}" if found.head_refused else ""
         return replace(decision, reason=decision.reason + head)
 
-    def plan(self) -> Plan:
-        """The steps that the engine runs for this model in eval. Raises UnsupportedError where PyTorch must."""
+    def plan(self, backend: str | None = None) -> Plan:
+        """The steps that the engine runs for this model in eval, or would by "triton", "cuda" or "torch".
+
+        Raises UnsupportedError where PyTorch must.
+        """
         like = next(self.parameters())
-        backend = plan_backend(requested(self.backend, self.plan_name), like.device, like.dtype)
+        if backend is None:
+            backend = plan_backend(requested(self.backend, self.plan_name), like.device, like.dtype)
         return self._lower(Lowering(backend, self._dtype(backend)))[0]
 
     def service(self, x: Tensor) -> Service | None:

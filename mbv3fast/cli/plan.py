@@ -25,7 +25,7 @@ _GPU_SECONDS = ("floor_seconds", "cold_floor_seconds", "streamed_seconds", "esti
 @click.argument("model", type=click.Choice(["large", "small"]))
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--size", type=click.IntRange(32), default=224, show_default=True, help="Height and width.")
-@click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="By default float32; with --gpu float16.")
+@click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="By default float32; with --gpu or cuda float16.")
 @click.option("--backend", type=click.Choice(BACKENDS), help="By default auto; with --gpu triton.")
 @click.option("--gpu", type=click.Choice(list(GPUS)), help="Count for this GPU: floors, an estimate, and the others'.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
@@ -45,7 +45,7 @@ def plan(
     mbv3fast plan large --gpu h100
     """
     shape = (batch, 3, size, size)
-    dtype = dtype or ("float16" if gpu else "float32")
+    dtype = dtype or ("float16" if gpu or backend == "cuda" else "float32")
     backend = backend or ("triton" if gpu else "auto")
     steps = _plan(model, dtype, backend)
     counted: Counted = {"model": model, "dtype": dtype, **steps.to_dict(shape)}
@@ -65,10 +65,11 @@ def plan(
 def _plan(model: str, dtype: str, backend: str) -> Plan:
     try:
         with torch.device("meta"):  # counted, never computed
-            network = (large if model == "large" else small)(backend=backend).to(DTYPES[dtype]).eval()
+            chosen = "auto" if backend == "cuda" else backend  # a plan is counted without its library
+            network = (large if model == "large" else small)(backend=chosen).to(DTYPES[dtype]).eval()
     except (BackendError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    return network.plan()
+    return network.plan("cuda" if backend == "cuda" else None)
 
 
 def _add_costs(counted: Counted, plan: Plan, shape: Shape, gpu: Gpu) -> None:

@@ -58,5 +58,6 @@ def depthwise_conv(
         dtype=x.dtype,
         activation=activation,
         tile=tile,
+        threads=tile["tile_height"] * tile["tile_width"] // 4 * tile["groups"],
         pdl=pdl,
     )

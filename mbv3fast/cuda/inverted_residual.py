@@ -39,7 +39,6 @@ def inverted_residual(
     x [N, H, W, C], expand_weight [E, C], weight [kernel * kernel, E], project_weight [M, E], residual and out
     [N, H', W', M] of float16 or bfloat16; biases float32; C, E and M multiples of 8. padding as in
     `depthwise_conv`. A residual that is x itself is read once.
-    A residual that is x itself is read once.
     """
     images, height, width, inputs = x.shape
     channels = weight.shape[1]

@@ -40,16 +40,17 @@ def launch(
     dtype: torch.dtype,
     activation: str | None,
     tile: Tile,
+    threads: int = 128,
     pdl: bool = False,
 ) -> None:
     """Call `kernel` on tensors and numbers by the names of its struct's fields; tensors without data (meta) are only
-    watched. `blocks`: how many it launches.
+    watched. `blocks`: how many it launches, of so many `threads`.
 
     pdl: let it start while its predecessor drains. Raises KernelError for what the library refuses.
     """
     read, written = _given(reads), _given(writes)
     if watched():
-        constants = {**tile, "ACTIVATION": activation, "PDL": pdl}
+        constants = {**tile, "ACTIVATION": activation, "PDL": pdl, "num_warps": threads // 32}
         announce(Launch(kernel, blocks, read, written, dict(sizes), constants))
     out = next(iter(written.values()))
     if blocks == 0 or out.is_meta:
