@@ -57,6 +57,14 @@ CASES = {
         SAME | HARDSWISH | {"dilation": 2, "stride": 2, "squeeze_activation": "hardswish"},
         N=1, C=33, H=1, W=8, k=3, S=8, M=10,
     ),
+    "inverted residual": case(
+        "inverted_residual", SAME | RELU | {"stride": 2}, N=3, C=16, H=6, W=5, k=3, E=24, M=16
+    ),
+    "inverted residual with excite": case(
+        "inverted_residual", ONE | HARDSWISH | {"squeeze_activation": "relu"},
+        "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "residual",
+        N=3, C=16, H=5, W=4, k=3, E=40, S=10, M=16, P=5, Q=4,
+    ),
     "project": case("depthwise_project", ONE | RELU, "residual", N=3, C=24, H=5, W=6, k=3, M=20, P=5, Q=6),
     "project, dilated": case(
         "depthwise_project", FOUR | HARDSWISH | {"dilation": 2, "stride": 2}, N=1, C=20, H=6, W=8, k=3, M=40

@@ -253,4 +253,4 @@ def test_refuses_a_kernel_of_no_taps() -> None:
 def test_refuses_half_a_normalisation(given: str) -> None:
     tensors = make("stem of bytes")
     del tensors[{"factor": "shift", "shift": "factor"}[given]]
-    assert_refused(ValueError, "factor, shift: got one of them, needs both", "stem of bytes", tensors)
+    assert_refused(ValueError, "factor, shift: got some of them, needs all or none", "stem of bytes", tensors)

@@ -136,7 +136,7 @@ def test_overrides_come_first_then_the_interpreter_the_table_and_the_heuristic(f
 
 
 def test_a_gpus_target_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mbv3fast.ops.target._properties", lambda _: (CHIP, 114, 9))
+    monkeypatch.setattr("mbv3fast.ops.target._properties", lambda _: (CHIP, 114, 90))
     target = target_of(torch.device("cuda", 0), pdl=True)
     assert (target.chip, target.sms, target.pdl, target.interpreted) == (CHIP, 114, True, False)
     assert target_of(CPU).chip == target_of(META).chip == ""
