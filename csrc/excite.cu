@@ -8,24 +8,30 @@ namespace {
 
 using Args = mbv3fast_excite_args;
 
-// The means of Images images from `image` on, zeros where there is none. Tiles are spread over the threads, since one that
-// adds all waits for each few.
+// The means of Images images from `image` on, zeros where there is none. Tiles are spread over threads that sums leave
+// idle, so that their loads are in flight together.
 template <int Images, class T>
 __device__ __forceinline__ void load_means(const Excite<T>& p, std::int64_t image) {
-  const int fours = p.channels / 4, sums = Images * fours, free = kExciteThreads / sums;
-  const int parts = free < 1 ? 1 : least(free, p.tiles);
-  const auto means = shared_at<float>(p.at.means), partial = parts > 1 ? shared_at<float>(p.at.parts) : means;
-  for (int i = thread_index(); i < sums * parts; i += kExciteThreads) {
-    const int four = i % fours, which = i % sums / fours, tiles = image + which < p.images ? p.tiles : 0;
-    const auto from = p.pool + ((image + which) * p.tiles * p.channels + 4 * four);
+  const int fours = p.channels / 4, sums = Images * fours;
+  const auto means = shared_at<float>(p.at.means), partial = shared_at<float>(p.at.parts);
+  for (int i = thread_index(); i < sums * p.parts; i += kExciteThreads) {
+    const int part = i / sums, of = i - part * sums, which = Images == 1 ? 0 : of / fours;
+    const int channel = 4 * (of - which * fours);
+    const int tiles = image + which < p.images ? p.tiles : 0;
+    const auto from = p.pool + ((image + which) * p.tiles * p.channels + channel);
     float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
-    for (int tile = i / sums; tile < tiles; tile += parts) add(sum, load<float4>(from + std::int64_t{tile} * p.channels));
-    store(partial + 4 * i, sum);
+    for (int tile = part; tile < tiles; tile += p.parts) add(sum, load<float4>(from + std::int64_t{tile} * p.channels));
+    if (p.parts == 1) {
+      store_mean(means + 4 * i, sum, p.per_pixel);
+    } else {
+      store(partial + 4 * i, sum);
+    }
   }
   __syncthreads();
+  if (p.parts == 1) return;
   for (int i = thread_index(); i < sums; i += kExciteThreads) {
-    store_mean(means + 4 * i, sum_rows(partial + 4 * i, parts, 4 * sums), p.per_pixel);
+    store_mean(means + 4 * i, sum_rows(partial + 4 * i, p.parts, 4 * sums), p.per_pixel);
   }
   __syncthreads();
 }
@@ -59,8 +65,8 @@ __global__ void __launch_bounds__(kExciteThreads) excite_kernel(const __grid_con
   });
 }
 
-// Where two launches cut slices as they like: rows that lanes take at once, and with that as many as keep all warps busy.
-// One image leaves most of a chip idle, and gets many small ones.
+// Where two launches cut slices as they like: rows that lanes take at once, and with that as many as keep all warps
+// busy. One image leaves most of a chip idle, and gets many small slices.
 template <int Images>
 constexpr int kRowsAtOnce = Images == 1 ? 1 : 4;
 template <int Images>
@@ -122,7 +128,8 @@ struct Planned {
 // `arena` has what the kernel needs beside its slices.
 template <auto Kernel, class T>
 Planned<T> planned(const char* name, const Args& a, Excite<T> p, Arena arena, const Device& device, void* stream) {
-  p.tiles = a.tiles;
+  const int idle = kExciteThreads / (a.images_per_cluster * (a.channels / 4));
+  p.tiles = a.tiles, p.parts = idle < 1 ? 1 : least(idle, a.tiles);
   p.pool = activations(a.pool, a.images * a.tiles * a.channels);
   p.scale = activations(a.scale, a.images * a.channels);
   p.hidden = activations(a.hidden, a.hidden == nullptr ? 0 : a.images * a.squeezed);

@@ -1,10 +1,10 @@
 // Squeeze-excite (Hu et al. 2018, section 3): x * hardsigmoid(fc2(activation(fc1(mean of x)))).
 //
-// Its time goes into two matrices, 0.9 MB at 960 channels, so blocks share them: each has a slice of fc1's rows, which are
-// hidden units, and one of fc2's, which are channels. A slice is one piece of memory, whatever its width, so it is copied
-// 16 bytes at a time, and sets out before the launch before has ended. In a cluster (sm_90) blocks write what they computed
-// into each other's shared memory: behind the barrier that follows all have all of it, and nobody reads from afar.
-// Sums are in float32 and in a fixed order.
+// Its time goes into two matrices, 0.9 MB at 960 channels, so blocks share them: each has a slice of fc1's rows, which
+// are hidden units, and one of fc2's, which are channels. A slice is one piece of memory, whatever its width, so it is
+// copied 16 bytes at a time, and sets out before the launch before has ended. In a cluster (sm_90) blocks write what
+// they computed into each other's shared memory: behind the barrier that follows all have all of it, and nobody reads
+// from afar. Sums are in float32 and in a fixed order.
 #pragma once
 
 #include "launch.cuh"
@@ -35,9 +35,10 @@ struct Excite {
   GlobalPtr<float> scale;           // [images, channels]
   std::int64_t images;
   int tiles, channels, squeezed;
+  int parts;  // into which a sum over tiles is cut
   float per_pixel;
   Activation activation;
-  int slices;                     // blocks that share the matrices: a cluster, or as many as a launch has for its images
+  int slices;                     // blocks that share the matrices: a cluster, or as many as a launch has for images
   int units, rows;                // of a slice of fc1, of fc2
   int staged_units, staged_rows;  // of them in shared memory at once
   ExciteLayout at;
@@ -79,7 +80,9 @@ struct Slice {
   __device__ __forceinline__ void fetch() const {
     fetch(begin);
 #pragma unroll 1
-    for (int i = begin + thread_index(); i < end; i += kExciteThreads) store(offsets + (i - begin), load<float>(bias + i));
+    for (int i = begin + thread_index(); i < end; i += kExciteThreads) {
+      store(offsets + (i - begin), load<float>(bias + i));
+    }
   }
 };
 
@@ -152,13 +155,13 @@ struct Total {
   int copy, copies;
 };
 
-// The products of `count` rows with the vectors [Images, columns]: use(Total). Lanes lanes take Rows rows at once, and V
-// elements of them at a time, which divides the columns.
+// The products of `count` rows with the vectors [Images, columns]: use(Total). Lanes lanes take Rows rows at once, and
+// V elements of them at a time, which divides the columns.
 template <int V, int Lanes, int Rows, int Images, class T, class Use>
 __device__ __forceinline__ void multiply_rows(SharedPtr<const T> matrix, int columns, int count,
                                               SharedPtr<const float> vectors, Use use) {
-  constexpr int kSums = Rows * Images, kLeft = kSums > Lanes ? kSums / Lanes : 1, kCopies = kSums < Lanes ? Lanes / kSums : 1;
-  constexpr int kRowsOfWarp = 32 / Lanes * Rows;
+  constexpr int kSums = Rows * Images, kRowsOfWarp = 32 / Lanes * Rows;
+  constexpr int kLeft = kSums > Lanes ? kSums / Lanes : 1, kCopies = kSums < Lanes ? Lanes / kSums : 1;
   const int warp = thread_index() / 32, lane = lane_index() % Lanes;
   for (int start = warp * kRowsOfWarp; start < count; start += kExciteThreads / 32 * kRowsOfWarp) {
     const int first = start + lane_index() / Lanes * Rows;
@@ -174,7 +177,9 @@ __device__ __forceinline__ void multiply_rows(SharedPtr<const T> matrix, int col
 #pragma unroll
         for (int r = 0; r < Rows; ++r) {
 #pragma unroll
-          for (int v = 0; v < V; ++v) sums[r * Images + image] = fmaf(factors[r][v], values[v], sums[r * Images + image]);
+          for (int v = 0; v < V; ++v) {
+            sums[r * Images + image] = fmaf(factors[r][v], values[v], sums[r * Images + image]);
+          }
         }
       }
     }
@@ -261,13 +266,14 @@ struct Arena {
   int take_floats(std::int64_t count) { return take(4 * count); }
 };
 
-// Shared memory for slices of the matrices: whole ones where there is room, else as many rows at a time as there is room
-// for. Whether there is enough.
+// Shared memory for slices of the matrices: whole ones where there is room, else as many rows at a time as there is
+// room for. Whether there is enough.
 template <class T>
 bool stage(Excite<T>& p, Arena& arena, std::int64_t limit) {
   p.at.fc1_bias = arena.take_floats(p.units);
   p.at.fc2_bias = arena.take_floats(p.rows);
-  const std::int64_t room = limit - arena.size, unit = std::int64_t{2} * p.channels, eight = std::int64_t{16} * p.squeezed;
+  const std::int64_t unit = std::int64_t{2} * p.channels, eight = std::int64_t{16} * p.squeezed;
+  const std::int64_t room = limit - arena.size;
   const std::int64_t first = p.units * unit, second = p.rows / 8 * eight;
   const std::int64_t least_first = room - second > room / 2 ? room - second : room / 2;
   const std::int64_t units = (first < least_first ? first : least_first) / unit;
@@ -293,9 +299,10 @@ template <class Args>
 void check_sizes(const Args& a) {
   need(a.images >= 0, "images", a.images, "0 or more");
   need(a.pixels > 0, "pixels", a.pixels, "1 or more");
+  const int most = 1 << 20;
   need(a.channels > 0 && a.channels % 8 == 0, "channels", a.channels, "a multiple of 8");
   need(a.squeezed > 0, "squeezed", a.squeezed, "1 or more");
-  need(std::int64_t{a.channels} * a.squeezed < (std::int64_t{1} << 31), "squeezed", a.squeezed, "smaller matrices");
+  need(a.channels <= most && a.squeezed <= most, "channels, squeezed", a.channels, "no more than 2^20");
   need(a.dtype == MBV3FAST_FLOAT16 || a.dtype == MBV3FAST_BFLOAT16, "dtype", a.dtype, "float16 or bfloat16");
   need(a.activation >= 0 && a.activation <= 2, "activation", a.activation, "none, relu or hardswish");
   const bool power = a.cluster == 1 || a.cluster == 2 || a.cluster == 4 || a.cluster == 8 || a.cluster == 16;

@@ -167,8 +167,8 @@ __device__ __forceinline__ void start_successor() {
 #endif
 }
 
-// Clusters of blocks (sm_90): arrive_cluster tells the others what this thread did before, wait_cluster waits until all have
-// arrived. Older chips have none, and a block is a cluster by itself.
+// Clusters of blocks (sm_90): arrive_cluster tells the others what this thread did before, wait_cluster waits until all
+// have arrived. Older chips have none, and a block is a cluster by itself.
 __device__ __forceinline__ unsigned cluster_rank() {
   unsigned rank = 0;
 #if __CUDA_ARCH__ >= 900

@@ -1,8 +1,8 @@
 // x * scale, the whole of squeeze-excite: by one cluster an image that holds it in shared memory, or by three kernels.
 //
-// The cluster's blocks have slices of the image's pixels, and of both matrices. Sums of a slice's pixels go to the blocks
-// that have those channels, and from there all sums to all blocks: that moves less between them than all sums of all
-// blocks would. Then hidden units and the scale, each to all blocks, and every block writes its pixels.
+// The cluster's blocks have slices of the image's pixels, and of both matrices. Sums of a slice's pixels go to the
+// blocks that have those channels, and from there means to all blocks: that moves less between them than all sums of
+// all blocks would. Then hidden units and the scale go to all blocks, and every block writes its pixels.
 #include "excite.cuh"
 
 namespace mbv3fast {
@@ -63,7 +63,8 @@ __device__ __forceinline__ void multiply_by(X x, Scale scale, GlobalPtr<T> out, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kExciteThreads) squeeze_excite_kernel(const __grid_constant__ SqueezeExcite<T> params) {
+__global__ void __launch_bounds__(kExciteThreads)
+    squeeze_excite_kernel(const __grid_constant__ SqueezeExcite<T> params) {
   const Excite<T>& p = params.excite;
   const int cluster = p.slices, rank = static_cast<int>(blockIdx.x) % cluster, channels = p.channels;
   const std::int64_t image = static_cast<int>(blockIdx.x) / cluster;
@@ -118,7 +119,8 @@ __global__ void __launch_bounds__(kExciteThreads) pool_kernel(const __grid_const
   const auto parts = view<float>(shared_memory());
   start_successor();
   wait_for_predecessor();
-  sum_pixels<T>(p.x + (image * p.pixels + first) * p.channels, least(p.pixels_of_block, p.pixels - first), p.channels, parts);
+  const int count = least(p.pixels_of_block, p.pixels - first);
+  sum_pixels<T>(p.x + (image * p.pixels + first) * p.channels, count, p.channels, parts);
   __syncthreads();
   for (int i = thread_index(); i < p.channels / 4; i += kExciteThreads) {
     const float4 sum = sum_rows(parts + 4 * i, lines_of(p.channels), p.channels);
@@ -185,7 +187,7 @@ mbv3fast_excite_args excite_args(const Args& a, int tiles) {
 template <class T>
 int run_in_three(const Args& a, SqueezeExcite<T> p, Launch how, void* stream) {
   if (a.pool == nullptr || a.scale == nullptr) {
-    throw Refused{"pool, scale: got null, need scratch, as one launch cannot do all: see mbv3fast_squeeze_excite_tiles"};
+    throw Refused{"pool, scale: got null, needs scratch where one launch cannot do all"};
   }
   need_pointer(a.pool, "pool");
   need_pointer(a.scale, "scale");

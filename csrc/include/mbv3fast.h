@@ -112,8 +112,8 @@ MBV3FAST_API int mbv3fast_pointwise_conv(const mbv3fast_pointwise_conv_args* arg
  *     mean = sum of pool over tiles / pixels
  *     scale = hardsigmoid(activation(mean fc1_weight^T + fc1_bias) fc2_weight^T + fc2_bias)
  *
- * The two matrices are cut into slices, one a block. With `cluster` blocks that hand each other hidden units (sm_90) it is
- * one launch; else with `hidden` two; else one block does all.
+ * The two matrices are cut into slices, one a block. With `cluster` blocks that hand each other hidden units (sm_90) it
+ * is one launch; else with `hidden` two; else one block does all. The result has the same bits either way.
  */
 typedef struct {
   const float* pool;      /* [images, tiles, channels] */
@@ -137,8 +137,8 @@ MBV3FAST_API int mbv3fast_excite(const mbv3fast_excite_args* args, void* stream)
 
 /* The whole of squeeze-excite: out = x * scale, with the mean of x over its pixels.
  *
- * One launch where a cluster's shared memory has room for an image, which is read once. Else, or where cluster is 1, sums,
- * excite and product one after another, with the scratch `pool`, `scale` and, as excite uses it, `hidden`;
+ * One launch where a cluster's shared memory has room for an image, which is read once. Else, or where cluster is 1,
+ * sums, excite and product one after another, with the scratch `pool`, `scale` and, as excite uses it, `hidden`;
  * mbv3fast_squeeze_excite_tiles tells which. images_per_cluster is of excite.
  */
 typedef struct {
