@@ -116,7 +116,7 @@ def record(
         if timed.refused or not seconds:
             reason = timed.refused or f"has no view {view!r}"
             request.config.stash[REFUSED].append({**known, "reason": reason})
-            ours = contender.name.startswith(OURS) and not contender.lacks(DEVICE)
+            ours = contender.name.startswith(OURS) and not contender.refuses(case.dtype, DEVICE)
             (pytest.fail if ours else pytest.skip)(f"{contender.name}: {reason}")
         measured: dict[str, Any] = {"p50": statistics.median(seconds), "p99": _p99(seconds), "sources": sources()[:16]}
         measured |= {"prepared_s": timed.prepared_s, "error": timed.errors()}

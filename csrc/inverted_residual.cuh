@@ -44,6 +44,7 @@ struct Traits {
   static constexpr Activation kActivation = Act;
   static constexpr bool kExpands = Expands;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
+  static constexpr int kBlocks = Kernel == 5 || Outputs > 32 ? 2 : 3;  // whose registers a multiprocessor has at least
   static constexpr int kHeight = (TileHeight - 1) * Stride + Kernel, kWidth = (TileWidth - 1) * Stride + Kernel;
   static constexpr int kPixels = TileHeight * TileWidth, kRows = round_up(kPixels, 16);
   static constexpr int kPitch = pitch_of(Channels);                 // of `expanded` and `windowed`
@@ -369,7 +370,7 @@ __device__ __forceinline__ void write_projected(const Block<C>& b, const Project
 }
 
 template <class C>
-__global__ void __launch_bounds__(C::kThreads) inverted_residual_kernel(
+__global__ void __launch_bounds__(C::kThreads, C::kBlocks) inverted_residual_kernel(
     const __grid_constant__ InvertedResidual<typename C::T> p) {
   const Block<C> b(p);
   const int steps = ceil_div(b.end_channel - b.first_channel, C::kChannels);

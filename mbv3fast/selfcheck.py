@@ -105,8 +105,9 @@ def gpu_identity(device: torch.device) -> str:
 def sources() -> str:
     """A hash of our kernels, of their tuned tables, and of what calls them."""
     digest = hashlib.sha256()
-    for pattern in ("kernels/*.py", "kernels/tables/*.json", "ops/*.py"):
-        for path in sorted(Path(__file__).parent.glob(pattern)):
+    folder = Path(__file__).parent
+    for pattern in ("kernels/*.py", "kernels/tables/*.json", "ops/*.py", "cuda/*.py", "lib/libmbv3fast_cuda.so"):
+        for path in sorted(folder.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -14,6 +14,7 @@ from benchmarks.contest.step_cases import OpCase, StepCase
 from benchmarks.names import GPU_ONLY, OURS
 from mbv3fast import ops
 from mbv3fast.cli.options import DTYPES
+from mbv3fast.cuda.library import lacks_library
 from mbv3fast.ops import pack_taps
 from mbv3fast.timing import Run, Wait, replayed, waiter
 
@@ -34,14 +35,20 @@ class Ready(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """`lacks` says why it can't run on a kind of device, empty where it can; `tunes` that it times kernels when it is
-    made ready, and so must be alone then. Both functions are of a module's top level, since processes exchange them.
+    """`lacks` says why it can't run on a kind of device, empty where it can; `dtypes` of which cases it can; `tunes`
+    that it times kernels when it is made ready, and so must be alone then. Both functions are of a module's top level,
+    since processes exchange them.
     """
 
     name: str
     lacks: Callable[[str], str]
     prepare: Callable[[Any, torch.device], Ready]
     tunes: bool = False
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+
+    def refuses(self, dtype: str, device: str) -> str:
+        """Why it can't run a case of `dtype` on a kind of device; empty where it can."""
+        return self.lacks(device) or ("" if dtype in self.dtypes else f"is for {' and '.join(self.dtypes)}")
 
 
 def anywhere(_device: str) -> str:
@@ -77,6 +84,16 @@ def _ours(case: NetworkCase, device: torch.device) -> Ready:
 
 def _ours_bound(case: NetworkCase, device: torch.device) -> Ready:
     return in_torch(case.ours(device).bind(case.images(device)), device)
+
+
+def _ours_blocks(case: NetworkCase, device: torch.device) -> Ready:
+    model, x = case.ours(device), case.images(device)
+    model.backend = "cuda"
+    return in_torch(lambda: model(x), device)
+
+
+def _lacks_cuda(device: str) -> str:
+    return gpu_only(device) or lacks_library(torch.device(device))
 
 
 def _eager(case: NetworkCase, device: torch.device) -> Ready:
@@ -152,6 +169,7 @@ def _compile_max_autotune(case: NetworkCase, device: torch.device) -> Ready:
 TORCH_NETWORKS: Sequence[Contender] = (
     Contender(OURS, anywhere, _ours),
     Contender(f"{OURS} bound", gpu_only, _ours_bound),
+    Contender(f"{OURS} blocks", _lacks_cuda, _ours_blocks, dtypes=("float16", "bfloat16")),
     Contender("torchvision", anywhere, _eager, tunes=True),
     Contender("torchvision channels_last", anywhere, _eager_channels_last, tunes=True),
     Contender("torchvision CUDA graph", gpu_only, _cuda_graph, tunes=True),

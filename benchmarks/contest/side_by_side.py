@@ -67,7 +67,7 @@ class SideBySide:
 
     def measure(self, case: Case, contenders: Sequence[Contender], rounds: Mapping[View, int]) -> dict[str, Timed]:
         """By name, in the views of `rounds`, with at least so many calls of each."""
-        race = {contender: Timed(refused=contender.lacks(self._device)) for contender in contenders}
+        race = {contender: Timed(refused=contender.refuses(case.dtype, self._device)) for contender in contenders}
         for contender in contenders:  # their processes start side by side
             if not race[contender].refused and contender not in self._workers:
                 self._workers[contender] = Worker(contender, self._device)

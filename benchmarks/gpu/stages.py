@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 PYTHON = (sys.executable, "-m")
-PLANS = (("triton", "layers"),)  # backend and plan, of those that there are
+PLANS = (("triton", "layers"), ("cuda", "blocks"))  # backend and plan, of those that there are
+_HALF_ONLY = ("cuda",)  # backends that don't take float32
 _AT_ONCE = min(8, os.cpu_count() or 1)  # processes that mostly compile
 _SLOWEST = 2  # steps of a batch that are looked at with ncu
 _SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats", "LaunchStats")
@@ -41,9 +44,9 @@ def stages(out: Path, dry: bool) -> list[Stage]:
     wanted, others = _batches(dry)
     return [
         _environment(dry),
-        _build(),
+        _build(dry),
         _plans("float16", dry),
-        _tune("tune", out, ("1", "128"), 2.0, dry),
+        _tune("tune", out, ("1", "128"), 1.5, dry),
         *(_networks(out, batch, dry) for batch in wanted),
         _steps(out, wanted[0], dry),
         _tests("tests", "layouts or bound or streams or threads or graph or own or shares", dry),
@@ -85,13 +88,15 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
 def _environment(dry: bool) -> Stage:
     shown = () if dry else (("nvidia-smi",),)
     return Stage(
-        "environment", (*shown, _module("mbv3fast", "doctor"), _module("pytest", "--version", "--version")), 40
+        "environment", (*shown, _module("mbv3fast", "doctor"), _module("pytest", "--version", "--version")), 25
     )
 
 
-def _build() -> Stage:
-    there = (ROOT / "csrc" / "CMakeLists.txt").exists()
-    return Stage("build", (_module("mbv3fast", "build"),), 180, lacks="" if there else "there is no csrc yet")
+def _build(dry: bool) -> Stage:
+    """The CUDA library, for this GPU alone."""
+    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+    kind = ("--emulated",) if dry else ("--arch", f"{major}.{minor}")
+    return Stage("build", (_module("mbv3fast", "build", *kind),), 120)
 
 
 def _plans(dtype: str, dry: bool) -> Stage:
@@ -99,6 +104,7 @@ def _plans(dtype: str, dry: bool) -> Stage:
     checks = [
         (variant, "--dtype", dtype, "--batch", batch, "--backend", backend, "--plan", plan)
         for backend, plan in PLANS
+        if dtype != "float32" or backend not in _HALF_ONLY
         for batch in ("1", "128", "8")
         for variant in ("large", "small")
     ]
@@ -194,9 +200,10 @@ def _sanitizer(tool: str, dry: bool) -> Stage:
     program, lacks = _tool("compute-sanitizer", dry)
     uncached = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1")  # so that each tensor is an allocation of its own
     watched = () if dry else (*uncached, program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20")
-    size, dtype, backend = ("32", "float32", "auto") if dry else ("64", "float16", "triton")
-    whole = ("small", "--dtype", dtype, "--batch", "3", "--size", size, "--backend", backend, "--eager", "--whole")
-    return Stage(tool, ((*watched, *_module("benchmarks.gpu.check_plan", *whole)),), 150, lacks=lacks)
+    size, dtype, backends = ("32", "float32", ["auto"]) if dry else ("64", "float16", [name for name, _ in PLANS])
+    whole = ("small", "--dtype", dtype, "--batch", "3", "--size", size, "--eager", "--whole", "--backend")
+    commands = ((*watched, *_module("benchmarks.gpu.check_plan", *whole, backend)) for backend in backends)
+    return Stage(tool, tuple(commands), 150 * len(backends), lacks=lacks)
 
 
 def _ncu(out: Path, dry: bool) -> Stage:

@@ -16,7 +16,6 @@ SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99} 
 _SHARED_OF_CHIP = {75: 64, 80: 164, 86: 100, 87: 164, 89: 100, 90: 228, 100: 228, 120: 100}  # KB a multiprocessor has
 _RESERVED = 1024  # bytes of a block's shared memory that are CUDA's own
 _THREADS = 128  # of a block of `inverted_residual`
-_MOST_BLOCKS = 16  # of 128 threads that a multiprocessor holds at once
 _PRODUCTS, _SUMS = 400, 45  # multiply-adds a cycle of a multiprocessor that its tensor and CUDA cores reach
 _STEP, _START = 1500, 4000  # cycles of the barriers and waits of a step, and until the first
 _CLUSTERS = 90  # capability from which blocks form clusters
@@ -116,9 +115,10 @@ class CompiledTile:
         return max(memory + 2 * weights, staged)
 
     def resident(self, inputs: int, capability: int) -> int:
-        """Blocks that a multiprocessor's shared memory holds at once."""
+        """Blocks that a multiprocessor's shared memory and registers hold at once."""
         each = self.shared_bytes(inputs) + _RESERVED
-        return max(1, min(_MOST_BLOCKS, 1024 * _shared(_SHARED_OF_CHIP, capability) // each))
+        registers = 2 if self.kernel == 5 or self.outputs > 32 else 3  # as kBlocks of csrc/inverted_residual.cuh
+        return max(1, min(registers, 1024 * _shared(_SHARED_OF_CHIP, capability) // each))
 
     def cycles(self, inputs: int, steps: int) -> float:
         """Of a multiprocessor for a block's arithmetic."""
