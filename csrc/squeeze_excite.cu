@@ -52,6 +52,7 @@ __device__ __forceinline__ void sum_pixels(X x, int count, int channels, SharedP
 // out = x * scale for eights first.. to end, which begin at channel 0.
 template <class T, class X, class Scale>
 __device__ __forceinline__ void multiply_by(X x, Scale scale, GlobalPtr<T> out, int first, int end, int channels) {
+#pragma unroll 1
   for (int i = first + thread_index(); i < end; i += kExciteThreads) {
     float values[8], factors[8];
     load<Eight<T>>(x + 8 * i).unpack(values);
