@@ -66,7 +66,7 @@ def test_doctor_says_who_serves_what_and_why(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_help_teaches() -> None:
     assert "Start with `mbv3fast demo`" in run("--help")
-    for command in ("demo", "classify", "embed", "plan", "kernels", "build", "doctor"):
+    for command in ("demo", "classify", "embed", "plan", "kernels", "tiles", "build", "doctor"):
         assert "Usage" in run(command, "--help")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mbv3fast._version import __version__
-from mbv3fast.cli import bench, build, classify, demo, doctor, embed, kernels, plan
+from mbv3fast.cli import bench, build, classify, demo, doctor, embed, kernels, plan, tiles
 
 
 class Commands(click.Group):
@@ -57,6 +57,7 @@ for command in (
     embed.embed,
     plan.plan,
     kernels.kernels,
+    tiles.tiles,
     bench.bench,
     build.build,
     doctor.doctor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 from mbv3fast.cuda.launch import Tile
 
@@ -165,6 +166,13 @@ TILES = (
     _tile(3, 2, "relu", (14, 14), (2, 7), 16, expands=False),
     _tile(3, 2, "relu", (4, 8), (2, 4), 16, expands=False),
 )
+
+
+def find(tile: Mapping[str, Any], sizes: Mapping[str, int], expands: bool) -> CompiledTile:
+    """That of a launch. Raises StopIteration where none is compiled."""
+    cut = tile["tile_height"], tile["tile_width"], tile["step"]
+    geometry = sizes["kernel"], sizes["stride"], tile["ACTIVATION"], sizes["outputs"], expands
+    return next(known for known in TILES if (known.height, known.width, known.step) == cut and known.fits(*geometry))
 
 
 def depthwise_conv(
