@@ -36,7 +36,7 @@ _DOC = """MobileNetV3-{Variant} (Howard et al. 2019, table {table}), {size} at 1
     tf_same_padding: TensorFlow's 'same' padding at stride 2.
     minimal: no squeeze-excite, no hardswish, no 5x5 kernels (timm's `minimal` models).
     backend: "auto", "cuda", "triton" or "torch"; an explicit one that can't serve raises BackendError.
-    plan: "layers" asks for Triton's plan outright; None leaves the choice to the backend.
+    plan: "layers" asks for Triton's plan outright, "blocks" for CUDA's; None leaves the choice to the backend.
     cuda_graphs: whether a GPU replays captured launches; without, each forward launches them anew.
     micro_batch: images that a GPU runs at once; None for as many as keep activations within 512 MB.
     features_only: a module that returns feature maps of strides 2 to 32, those of `out_indices`.

@@ -62,7 +62,8 @@ def _version(package: str) -> str:
 def _serves(backend: str) -> str:
     try:
         request = requested(backend)
-        decide(request, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
+        dtype = torch.float16 if request.name == "cuda" else torch.float32  # which its kernels don't take
+        decide(request, torch.device("cuda" if torch.cuda.is_available() else "cpu"), dtype)
     except (BackendError, ValueError) as error:
         return f"no: {error}"
     return "yes" if request.name == backend else f"yes, as {request.name}"
