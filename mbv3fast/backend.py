@@ -136,9 +136,14 @@ def lacks_kernels(device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
-def serves_op(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a single op on such tensors runs our kernels; MBV3FAST_BACKEND=torch leaves it to PyTorch."""
-    return os.environ.get(ENVIRONMENT) != "torch" and not lacks_kernels(device, dtype)
+def op_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """Whose kernels a single op on such tensors runs: Triton's where they serve, or what MBV3FAST_BACKEND names, CUDA's
+    ("cuda", if they serve) or PyTorch's ("torch").
+    """
+    wanted = os.environ.get(ENVIRONMENT)
+    if wanted == "cuda" and not lacks_cuda(device, dtype):
+        return "cuda"
+    return "torch" if wanted == "torch" or lacks_kernels(device, dtype) else "triton"
 
 
 @functools.cache
@@ -168,8 +173,10 @@ def network_server(device: torch.device, dtype: torch.dtype) -> str:
 
 def op_server(device: torch.device, dtype: torch.dtype) -> str:
     """Who computes a single op, and why."""
-    if serves_op(device, dtype):
-        return "our kernels" + (", in Triton's interpreter" if device.type == "cpu" else "")
+    server = op_backend(device, dtype)
+    if server != "torch":
+        how = {"cuda": ", emulated", "triton": ", in Triton's interpreter"}[server] if device.type == "cpu" else ""
+        return f"our kernels{' in CUDA' if server == 'cuda' else ''}{how}"
     by_name = os.environ.get(ENVIRONMENT) == "torch"
     return f"its reference: {f'{ENVIRONMENT} is torch' if by_name else lacks_kernels(device, dtype)}"
 

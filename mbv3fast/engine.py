@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mbv3fast.backend import lacks_kernels
 from mbv3fast.ops import OPS
 from mbv3fast.ops.op import Op, as_tuple
-from mbv3fast.ops.target import Target, target_of
+from mbv3fast.ops.target import Target, cuda_target, target_of
 from mbv3fast.plan import INPUT, Plan, Step
 from mbv3fast.preprocess import Preprocess, channels_first
 from mbv3fast.torch_ops import TORCH_OPS
@@ -109,17 +108,16 @@ class Engine:
 
 def target_for(plan: Plan, device: torch.device) -> Target:
     """What the launches of a plan of our kernels are for."""
-    return target_of(device, pdl=True, cuda=plan.backend == "cuda")
+    return cuda_target(device, plan.dtype, pdl=True) if plan.backend == "cuda" else target_of(device, pdl=True)
 
 
 def step_function(plan: Plan, step: Step) -> Callable[..., Any]:
     """What computes a step of a plan; of our kernels' plans it takes a `target` too."""
     if plan.backend == "torch":
         return TORCH_OPS[step.op]
-    return OPS[step.op].run if step.covered else functools.partial(_by_triton, OPS[step.op], plan.dtype)
+    return OPS[step.op].run if step.covered else functools.partial(_by_triton, OPS[step.op])
 
 
-def _by_triton(op: Op, dtype: torch.dtype, *, target: Target, **arguments: Any) -> Any:
+def _by_triton(op: Op, *, target: Target, **arguments: Any) -> Any:
     """By Triton's kernels; where there are none, by PyTorch, as `explain` says."""
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    return op.reference(**arguments) if lacks_kernels(device, dtype) else op.run(**arguments, target=target)
+    return op.run(**arguments, target=target) if target.triton else op.reference(**arguments)

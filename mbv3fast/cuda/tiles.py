@@ -225,11 +225,18 @@ def excite(images: int, channels: int, squeezed: int, sms: int = 132, capability
     return {"cluster": cluster, "images_per_cluster": 8 if many else 1}
 
 
+def squeeze_excite(images: int, channels: int, squeezed: int, sms: int = 132, capability: int = 90) -> Tile:
+    """For a whole image in a cluster, which is as large as all GPUs that have clusters allow."""
+    cut = excite(images, channels, squeezed, sms, capability)
+    return cut if capability < _CLUSTERS else {**cut, "cluster": 8}
+
+
 HEURISTICS: Mapping[str, Callable[..., Tile]] = {
     "depthwise_conv": depthwise_conv,
     "excite": excite,
     "inverted_residual": inverted_residual,
     "pointwise_conv": pointwise_conv,
+    "squeeze_excite": squeeze_excite,
 }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbv3fast.backend import serves_op
+from mbv3fast.backend import op_backend
 from mbv3fast.ops.spec import Spec, conv_shape
+from mbv3fast.ops.target import UncoveredError, cuda_target, target_of
 from mbv3fast.torch_state import on_device, transform_active
 
 NAMESPACE = "mbv3fast"
@@ -24,7 +26,7 @@ class Op:
     """`op(*tensors, **options)` checks and computes; `op.run` are its kernels without the checks.
 
     With gradients to record it computes the reference, which autograd knows. Kernels run on a GPU, or under Triton's
-    interpreter on a CPU; other tensors get the reference.
+    interpreter or emulated on a CPU; other tensors get the reference, as does what CUDA's don't cover without Triton's.
     """
 
     def __init__(self, spec: Spec, run: Callable[..., Result], reference: Callable[..., Result]) -> None:
@@ -58,10 +60,14 @@ class Op:
         self.spec.check(tensors, options)
         first = self._leader(tensors)
         tensors = tuple(t if t is None or t.dim() == 4 else t.contiguous() for t in tensors)
-        if not serves_op(first.device, first.dtype):
-            return self._result(self.reference(*tensors, **options))
-        with on_device(first):
-            return self._result(as_tuple(self.run(*tensors, **options)))
+        server = op_backend(first.device, first.dtype)
+        if server != "torch":
+            make = functools.partial(cuda_target, dtype=first.dtype) if server == "cuda" else target_of
+            target = make(first.device)
+            uncovered = () if target.triton else (UncoveredError, ImportError)
+            with on_device(first), suppress(*uncovered):
+                return self._result(as_tuple(self.run(*tensors, **options, target=target)))
+        return self._result(self.reference(*tensors, **options))
 
     def _differentiate(self, *tensors: Tensor | None, **options: Any) -> Result:
         recorded = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mbv3fast.cuda.launch import serves
 from mbv3fast.cuda.squeeze_excite import excite as cuda_excite
+from mbv3fast.cuda.squeeze_excite import squeeze_excite as cuda_squeeze_excite
 from mbv3fast.ops.layout import pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec
@@ -142,11 +144,25 @@ def _run(
     activation: str | None,
     target: Target | None = None,
 ) -> Tensor:
-    from mbv3fast.kernels import squeeze_excite as kernels
-
     target = resolve(target, x)
     images, channels, height, width = x.shape
     pixels, squeezed = height * width, fc1_weight.shape[0]
+    if target.cuda and serves(x.dtype, channels):
+        out = empty((images, channels, height, width), like=x)
+        cuda_squeeze_excite(
+            pixels_first(x),
+            fc1_weight,
+            fc1_bias.float(),
+            fc2_weight,
+            fc2_bias.float(),
+            out=out.permute(0, 2, 3, 1),
+            activation=activation,
+            tile=target.tile("squeeze_excite", images=images, channels=channels, squeezed=squeezed),
+            pdl=target.pdl,
+        )
+        return out
+    from mbv3fast.kernels import squeeze_excite as kernels
+
     config = target.config(
         "squeeze", images=images, pixels=pixels, channels=channels, squeezed=squeezed, itemsize=x.itemsize
     )

@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mbv3fast.backend import lacks_kernels
 from mbv3fast.cuda import tiles
 from mbv3fast.cuda.launch import Tile
 from mbv3fast.torch_state import tf32_allowed
 
 if TYPE_CHECKING:
     from mbv3fast.kernels.configs import Config
+
+
+class UncoveredError(RuntimeError):
+    """A launch that no kernel here can do."""
 
 
 class Target(NamedTuple):
@@ -25,7 +30,7 @@ class Target(NamedTuple):
     may be multiplied as it. pdl: whether a kernel may start while its predecessor drains, which asks for weights that
     nothing writes meanwhile. chip: the GPU's name, whose table of timed configurations is looked up; empty for none.
     overrides: configurations by op that come before all others, for whoever times them. cuda: whether CUDA kernels are
-    preferred, where there is one, on a chip of this compute capability, 90 for 9.0.
+    preferred, where there is one, on a chip of this compute capability, 90 for 9.0. triton: whether Triton's can run.
     """
 
     sms: int = 132
@@ -36,9 +41,15 @@ class Target(NamedTuple):
     overrides: Mapping[str, Config] = MappingProxyType({})
     cuda: bool = False
     capability: int = 90
+    triton: bool = True
 
     def config(self, op: str, **sizes: int) -> Config:
-        """The launch configuration of `op` for the arguments of its heuristic in `kernels.configs`."""
+        """The launch configuration of `op` for the arguments of its heuristic in `kernels.configs`.
+
+        Raises UncoveredError where Triton's kernels can't run.
+        """
+        if not self.triton:
+            raise UncoveredError(f"{op}: no CUDA kernel does this, and Triton's can't run here")
         from mbv3fast.kernels.configs import HEURISTICS
         from mbv3fast.kernels.interpreted import interpreted
         from mbv3fast.kernels.tuned import tuned
@@ -57,15 +68,20 @@ class Target(NamedTuple):
         return tiles.HEURISTICS[op](**sizes, sms=self.sms, capability=self.capability)
 
 
-def target_of(device: torch.device, *, pdl: bool = False, cuda: bool = False) -> Target:
+def target_of(device: torch.device, *, pdl: bool = False) -> Target:
     """The target that launches on `device` are for now; `pdl` where the chip has it (sm_90 and later)."""
     if device.type == "cpu":
-        return Target(interpreted=True, cuda=cuda, pdl=pdl and cuda)
+        return Target(interpreted=True)
     if device.type != "cuda":
         return Target()
     chip, sms, capability = _properties(device.index if device.index is not None else torch.cuda.current_device())
-    pdl = pdl and capability >= 90
-    return Target(sms, tf32_allowed(), pdl, chip=chip, cuda=cuda, capability=capability)
+    return Target(sms, tf32_allowed(), pdl and capability >= 90, chip=chip, capability=capability)
+
+
+def cuda_target(device: torch.device, dtype: torch.dtype, *, pdl: bool = False) -> Target:
+    """The same where CUDA kernels come first, and Triton's serve what they don't, if they take this dtype there."""
+    target, emulated = target_of(device, pdl=pdl), device.type == "cpu"
+    return target._replace(cuda=True, triton=not lacks_kernels(device, dtype), pdl=target.pdl or (pdl and emulated))
 
 
 @functools.cache
