@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mbv3fast.backend import lacks_cuda
+from mbv3fast.cuda.library import lacks_library
 from mbv3fast.disagreement import disagreement
 from mbv3fast.ops import OPS
 from tests.networks import calibrated_features, calibrated_large, digit_tiles, photographs, trained_small
@@ -50,11 +52,27 @@ def check(model: Any, x: Tensor) -> None:
         assert_agrees(got, plain, truth)
 
 
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each that is there; the CUDA kernels need their library built."""
+    lack = lacks_library(GPU) if request.param == "cuda" else ""
+    if lack:
+        pytest.skip(lack)
+    return request.param
+
+
+def skip_what_it_does_not_take(backend: str, dtype: torch.dtype) -> None:
+    lack = lacks_cuda(GPU, dtype) if backend == "cuda" else ""
+    if lack:
+        pytest.skip(lack)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 16, 64, 128])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_step_agrees_with_its_reference(name: str, dtype: torch.dtype, batch: int) -> None:
-    model = on_gpu(NETWORKS[name](), dtype)
+def test_every_step_agrees_with_its_reference(backend: str, name: str, dtype: torch.dtype, batch: int) -> None:
+    skip_what_it_does_not_take(backend, dtype)
+    model = on_gpu(NETWORKS[name](), dtype, backend=backend)
     for size in (224, 97):
         assert disagreement(model.plan(), (batch, 3, size, size), GPU) == ""
 
@@ -63,8 +81,24 @@ def test_every_step_agrees_with_its_reference(name: str, dtype: torch.dtype, bat
 @pytest.mark.parametrize(("batch", "size"), [(1, 224), (3, 97), (8, 224), (1, 320), (17, 64), (128, 224)])
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_networks(name: str, dtype: torch.dtype, batch: int, size: int, cuda_graphs: bool) -> None:
-    check(on_gpu(NETWORKS[name](), dtype, cuda_graphs=cuda_graphs), images(batch, size).to(dtype))
+def test_networks(backend: str, name: str, dtype: torch.dtype, batch: int, size: int, cuda_graphs: bool) -> None:
+    skip_what_it_does_not_take(backend, dtype)
+    model = on_gpu(NETWORKS[name](), dtype, backend=backend, cuda_graphs=cuda_graphs)
+    check(model, images(batch, size).to(dtype))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_cuda_kernels_give_the_same_bits_again_and_in_graphs(name: str) -> None:
+    lack = lacks_library(GPU)
+    if lack:
+        pytest.skip(lack)
+    model, x = on_gpu(NETWORKS[name](), torch.float16, backend="cuda"), images(3).half()
+    launched = on_gpu(NETWORKS[name](), torch.float16, backend="cuda", cuda_graphs=False)
+    with torch.inference_mode():
+        first = model(x)
+        for _ in range(200):
+            assert torch.equal(model(x), first)
+        assert torch.equal(launched(x), first)
 
 
 def test_auto_chooses_the_kernels_after_its_check(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         _tune("tune", out, ("1", "128"), 1.5, dry),
         *(_networks(out, batch, dry) for batch in wanted),
         _steps(out, wanted[0], dry),
-        _tests("tests", "layouts or bound or streams or threads or graph or own or shares", dry),
+        _tests("tests", "layouts or bound or streams or threads or graph or own or shares or bits", dry),
         _sanitizer("memcheck", dry),
         *(_networks(out, batch, dry) for batch in others),
         *(_steps(out, batch, dry) for batch in (*wanted[1:], *others) if not dry),
