@@ -82,7 +82,8 @@ def build(
     if lack := lacks_tools(emulated):
         raise BuildError(lack)
     kind, nvcc = ("emulated", None) if emulated else ("cuda", find_nvcc())
-    settings = [f"-DMBV3FAST_EMULATED={'ON' if emulated else 'OFF'}", "-DMBV3FAST_EXAMPLE=OFF", *options]
+    switch = "ON" if emulated else "OFF"
+    settings = [f"-DMBV3FAST_EMULATED={switch}", "-DMBV3FAST_EXAMPLE=OFF", "-DMBV3FAST_TESTS=", *options]
     try:
         if nvcc is not None:
             names = ";".join(chosen_architectures(arch, offered_by(nvcc), say))

@@ -116,6 +116,7 @@ void check(const mbv3fast_depthwise_conv_args& a) {
   need_pointer(a.weight, "weight");
   need_pointer(a.bias, "bias");
   need_pointer(a.out, "out");
+  if (a.pool != nullptr) need_pointer(a.pool, "pool");
   need(a.images >= 0, "images", a.images, "0 or more");
   need(a.channels > 0 && a.channels % 8 == 0, "channels", a.channels, "a multiple of 8");
   need(a.kernel == 3 || a.kernel == 5, "kernel", a.kernel, "3 or 5");

@@ -12,9 +12,11 @@ void check(const Args& a) {
   need_pointer(a.weight, "weight");
   need_pointer(a.bias, "bias");
   need_pointer(a.out, "out");
-  if (expands) need_pointer(a.expand_bias, "expand_bias");
-  if (projects) need_pointer(a.project_bias, "project_bias");
+  if (expands) need_pointer(a.expand_weight, "expand_weight"), need_pointer(a.expand_bias, "expand_bias");
+  if (projects) need_pointer(a.project_weight, "project_weight"), need_pointer(a.project_bias, "project_bias");
   if (!projects) need_pointer(a.pool, "pool");
+  if (a.residual != nullptr) need_pointer(a.residual, "residual");
+  if (a.residual != nullptr && !projects) throw Refused{"residual: needs a projection that it is added to"};
   need(a.images >= 0, "images", a.images, "0 or more");
   need(a.inputs > 0 && a.inputs % 8 == 0, "inputs", a.inputs, "a multiple of 8");
   need(a.channels > 0 && a.channels % 8 == 0, "channels", a.channels, "a multiple of 8");

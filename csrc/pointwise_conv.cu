@@ -180,6 +180,8 @@ void check(const Args& a) {
   need_pointer(a.weight, "weight");
   need_pointer(a.bias, "bias");
   need_pointer(a.out, "out");
+  if (a.scale != nullptr) need_pointer(a.scale, "scale");
+  if (a.residual != nullptr) need_pointer(a.residual, "residual");
   need(a.images >= 0, "images", a.images, "0 or more");
   need(a.pixels > 0, "pixels", a.pixels, "1 or more");
   need(a.inputs > 0 && a.inputs % 8 == 0, "inputs", a.inputs, "a multiple of 8");

@@ -63,7 +63,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def emulated_library() -> Path:
-    """The emulated CUDA library, up to date, where `mbv3fast build --emulated` puts it; the example beside its objects.
+    """The emulated CUDA library, up to date, where `mbv3fast build --emulated` puts it; beside its objects the example,
+    and the kernels of tests/cuda/kernels.cu.
 
     Workers take turns: the second finds nothing left to compile.
     """
@@ -71,7 +72,8 @@ def emulated_library() -> Path:
     lack = builder.lacks_tools(emulated=True)
     if lack:
         pytest.skip(lack)
-    return builder.build(library.FOLDER, emulated=True, options=["-DMBV3FAST_EXAMPLE=ON"])
+    options = ["-DMBV3FAST_EXAMPLE=ON", f"-DMBV3FAST_TESTS={Path(__file__).parent / 'cuda' / 'kernels.cu'}"]
+    return builder.build(library.FOLDER, emulated=True, options=options)
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ class Cluster {
 
 thread_local Cluster* running = nullptr;
 thread_local Chip emulated;
+thread_local Config launched;
 
 void Cluster::run(const std::vector<Dim3>& indices) {
   blocks_.clear();
@@ -263,6 +264,7 @@ Block& peer(unsigned rank) {
 }
 
 void run(const std::string& name, const Config& config, const std::function<void()>& kernel) {
+  launched = config;
   try {
     check_config(config);
     Cluster cluster(config, kernel);
@@ -283,5 +285,7 @@ void run(const std::string& name, const Config& config, const std::function<void
     throw Fault(name + ": " + fault.what());
   }
 }
+
+const Config& last_launch() { return launched; }
 
 }  // namespace mbv3fast::emulation

@@ -92,6 +92,9 @@ class Shared {
   struct Word {
     Access write, read;
     Access same_warp, other_warp;  // the last reads of another thread of that reader's warp, and of another warp
+    // The read behind most arrivals at the cluster's barrier, and such of another thread: reads before them in the order of
+    // turns may be ordered with what comes where they are not.
+    Access late, other_late;
     std::uint8_t written = 0;      // a bit a byte
     bool in_flight = false;
   };
@@ -138,5 +141,7 @@ void meet(const char* what, void* part, const std::function<void(void**)>& act);
 
 // Runs `kernel` once for every thread. Throws Fault for the first thing that it did wrong.
 void run(const std::string& name, const Config& config, const std::function<void()>& kernel);
+// What the calling thread last ran, or was refused.
+const Config& last_launch();
 
 }  // namespace mbv3fast::emulation

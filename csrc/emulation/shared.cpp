@@ -63,6 +63,10 @@ const void* Shared::read(Thread& thread, std::int64_t offset, std::size_t bytes,
       (last.block == thread.block && last.warp() == thread.warp() ? word.same_warp : word.other_warp) = word.read;
     }
     word.read = {&thread, thread.clock};
+    if (thread.clock.arrived > 0 && thread.clock.arrived >= word.late.clock.arrived) {
+      if (word.late.thread != &thread) word.other_late = word.late;
+      word.late = word.read;
+    }
   });
   return bytes_.data() + offset;
 }
@@ -72,13 +76,14 @@ void* Shared::write(Thread& thread, std::int64_t offset, std::size_t bytes, std:
   each_word(offset, bytes, [&](std::int64_t place, unsigned mask) {
     Word& word = this->word(place);
     if (word.in_flight) fail("write to what a cp.async still brings: " + at(offset, bytes));
-    for (const Access* before : {&word.write, &word.read, &word.same_warp, &word.other_warp}) {
+    for (const Access* before :
+         {&word.write, &word.read, &word.same_warp, &word.other_warp, &word.late, &word.other_late}) {
       if (before->ordered(thread)) continue;
       const char* did = before == &word.write ? " wrote" : " read";
       fail("race: write to what " + who(*before->thread) + did + ", no barrier between: " + at(offset, bytes));
     }
     word.write = {&thread, thread.clock};
-    word.read = word.same_warp = word.other_warp = {};
+    word.read = word.same_warp = word.other_warp = word.late = word.other_late = {};
     word.written |= mask;
   });
   return bytes_.data() + offset;

@@ -53,7 +53,7 @@ def launch(
         constants = {**tile, "ACTIVATION": activation, "PDL": pdl, "num_warps": threads // 32}
         announce(Launch(kernel, blocks, read, written, dict(sizes), constants))
     out = next(iter(written.values()))
-    if blocks == 0 or out.is_meta:
+    if out.numel() == 0 or out.is_meta:
         return
     args = kernel.args(
         **{name: tensor.data_ptr() for name, tensor in {**read, **written}.items()},

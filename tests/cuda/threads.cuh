@@ -1,0 +1,259 @@
+// Threads that meet, or don't: barriers, what warps do together, clusters. Each wrong kernel has one defect alone.
+#pragma once
+
+#include "case.cuh"
+
+namespace mbv3fast {
+namespace {
+
+__global__ void barrier_that_a_thread_misses(Params p) {
+  if (me() != 5) __syncthreads();
+  store(p.out + me(), 1.0f);
+}
+
+__global__ void barriers_at_two_places(Params p) {
+  if (me() < 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  store(p.out + me(), 1.0f);
+}
+
+__global__ void reads_before_the_barrier(Params p) {
+  fill();
+  store(floats() + me(), 2.0f);
+  gather_warp();
+  store(p.out + me(), load<float>(floats() + (me() ^ 1)));
+}
+
+__global__ void writes_after_a_read(Params) {
+  fill();
+  const float value = load<float>(floats() + (me() ^ 1));
+  gather_warp();
+  store(floats() + me(), value);
+}
+
+__global__ void writes_twice(Params) { store(floats() + me() / 2, 1.0f); }
+
+// What other warps wrote or read, __syncwarp doesn't order.
+__global__ void reads_behind_the_barrier_of_a_warp(Params p) {
+  fill();
+  store(floats() + me(), 2.0f);
+  __syncwarp();
+  store(p.out + me(), load<float>(floats() + (me() ^ 32)));
+}
+
+__global__ void writes_behind_the_barrier_of_a_warp(Params p) {
+  fill();
+  store(p.out + me(), load<float>(floats() + (me() ^ 32)));
+  __syncwarp();
+  store(floats() + me(), 2.0f);
+}
+
+// Two lanes of a warp, between which __syncwarp is enough.
+__global__ void right_in_a_warp(Params p) {
+  store(floats() + me(), load<float>(p.in + me()));
+  __syncwarp();
+  const float value = load<float>(floats() + (me() ^ 1));
+  __syncwarp();
+  store(floats() + me(), value);
+  store(p.out + me(), value);
+}
+
+__global__ void right_shuffle(Params p) { store(p.out + me(), shuffle_xor(load<float>(p.in + me()), 5)); }
+
+__global__ void shuffle_that_a_lane_misses(Params) {
+  if (me() % 32 != 7) gather_warp();
+}
+
+__device__ void multiply_zeros() {
+  float c[4] = {};
+  const std::uint32_t a[4] = {}, b[2] = {};
+  mma<float16>(c, a, b);
+}
+
+__global__ void mma_that_a_lane_misses(Params) {
+  if (me() % 32 != 7) multiply_zeros();
+}
+
+__global__ void mma_of_a_short_warp(Params) { multiply_zeros(); }
+
+__global__ void shuffle_beside_an_mma(Params) {
+  if (me() % 2 == 0) {
+    gather_warp();
+  } else {
+    multiply_zeros();
+  }
+}
+
+// Rows of 16 bytes of one matrix for each warp: eight lanes point to them.
+__device__ SharedPtr<float> row() { return floats() + (me() / 32 * 32 + me() % 8 * 4); }
+
+__device__ void load_matrix(Params p, SharedPtr<float> from) {
+  std::uint32_t registers[1];
+  ldmatrix(registers, from);
+  store(p.out + me(), registers[0]);
+}
+
+__global__ void right_ldmatrix(Params p) {
+  store(floats() + me(), load<float>(p.in + me()));
+  __syncthreads();
+  load_matrix(p, row());
+}
+
+__global__ void ldmatrix_of_rows_that_nothing_wrote(Params p) {
+  if (me() % 32 / 4 != 3) store(floats() + me(), 1.0f);
+  __syncthreads();
+  load_matrix(p, row());
+}
+
+__global__ void misaligned_ldmatrix(Params p) {
+  fill();
+  load_matrix(p, me() % 8 == 0 ? row() + 1 : row());
+}
+
+__global__ void ldmatrix_before_the_barrier(Params p) {
+  fill();
+  store(floats() + me(), 2.0f);
+  load_matrix(p, row());
+}
+
+__global__ void writes_after_an_ldmatrix(Params p) {
+  fill();
+  load_matrix(p, row());
+  store(floats() + me(), 2.0f);
+}
+
+// Clusters of two blocks.
+__device__ void write_own(float value) { store(floats() + me(), value); }
+__device__ SharedPtr<float> others() { return peer(floats(), 1 - cluster_rank()); }
+__device__ float read_other() { return load<float>(others() + me()); }
+__device__ void sync_cluster() {
+  arrive_cluster();
+  wait_cluster();
+}
+
+// Each reads what the other has written.
+__global__ void right_cluster(Params p) {
+  write_own(load<float>(p.in + me()) + 100 * cluster_rank());
+  sync_cluster();
+  const float value = read_other();
+  sync_cluster();
+  if (cluster_rank() == 0) store(p.out + me(), value);
+}
+
+// Each writes into the other, which reads what it has then.
+__global__ void right_push(Params p) {
+  sync_cluster();
+  store(others() + me(), load<float>(p.in + me()) + 100 * cluster_rank());
+  sync_cluster();
+  if (cluster_rank() == 0) store(p.out + me(), load<float>(floats() + me()));
+}
+
+__global__ void cluster_without_a_barrier(Params) {
+  write_own(1.0f);
+  sync_cluster();
+  write_own(2.0f);
+  read_other();
+  sync_cluster();
+}
+
+__global__ void writes_after_it_arrived(Params) {
+  write_own(1.0f);
+  sync_cluster();
+  arrive_cluster();
+  write_own(2.0f);
+  wait_cluster();
+  read_other();
+  sync_cluster();
+}
+
+__global__ void reads_after_it_arrived(Params p) {
+  write_own(1.0f);
+  sync_cluster();
+  arrive_cluster();
+  const float value = load<float>(floats() + me());
+  wait_cluster();
+  store(others() + me(), value);
+  sync_cluster();
+  store(p.out + me(), value);
+}
+
+// All threads read a word, one of them again when it has arrived, which others' first reads may come after.
+__global__ void reads_again_after_it_arrived(Params) {
+  write_own(1.0f);
+  sync_cluster();
+  load<float>(floats());
+  arrive_cluster();
+  if (me() == 5) load<float>(floats());
+  wait_cluster();
+  if (me() == 0) store(others(), 2.0f);
+  sync_cluster();
+}
+
+__global__ void ends_while_others_read(Params) {
+  write_own(1.0f);
+  sync_cluster();
+  read_other();
+}
+
+__global__ void reads_a_block_that_may_not_run_yet(Params) {
+  write_own(1.0f);
+  __syncthreads();
+  read_other();
+}
+
+__global__ void reads_a_block_that_is_not_there(Params) {
+  write_own(1.0f);
+  sync_cluster();
+  load<float>(peer(floats(), 2) + me());
+  sync_cluster();
+}
+
+__global__ void waits_where_it_has_not_arrived(Params) { wait_cluster(); }
+
+__global__ void arrives_twice(Params) {
+  arrive_cluster();
+  sync_cluster();
+}
+
+__global__ void barrier_of_a_cluster_that_a_thread_misses(Params) {
+  if (me() != 5) sync_cluster();
+}
+
+const Cases kThreadsThatMeet = {
+    CASE(barrier_that_a_thread_misses),
+    CASE(barriers_at_two_places),
+    CASE(reads_before_the_barrier),
+    CASE(writes_after_a_read),
+    CASE(writes_twice),
+    CASE(reads_behind_the_barrier_of_a_warp),
+    CASE(writes_behind_the_barrier_of_a_warp),
+    CASE(right_in_a_warp),
+    CASE(right_shuffle),
+    CASE(shuffle_that_a_lane_misses),
+    CASE(mma_that_a_lane_misses),
+    CASE(mma_of_a_short_warp, kThreads, 1, false, 40),
+    CASE(shuffle_beside_an_mma),
+    CASE(right_ldmatrix),
+    CASE(ldmatrix_of_rows_that_nothing_wrote),
+    CASE(misaligned_ldmatrix),
+    CASE(ldmatrix_before_the_barrier),
+    CASE(writes_after_an_ldmatrix),
+    CASE(right_cluster, kThreads, 2),
+    CASE(right_push, kThreads, 2),
+    CASE(cluster_without_a_barrier, kThreads, 2),
+    CASE(writes_after_it_arrived, kThreads, 2),
+    CASE(reads_after_it_arrived, kThreads, 2),
+    CASE(reads_again_after_it_arrived, kThreads, 2),
+    CASE(ends_while_others_read, kThreads, 2),
+    CASE(reads_a_block_that_may_not_run_yet, kThreads, 2),
+    CASE(reads_a_block_that_is_not_there, kThreads, 2),
+    CASE(waits_where_it_has_not_arrived, kThreads, 2),
+    CASE(arrives_twice, kThreads, 2),
+    CASE(barrier_of_a_cluster_that_a_thread_misses, kThreads, 2),
+};
+
+}  // namespace
+}  // namespace mbv3fast
