@@ -92,7 +92,7 @@ def test_weights_that_classify_nothing_are_refused(weights: Path, photos: Path, 
         (["{photos}", "--device", "toaster"], "--device"),
         (["{photos}", "--weights", "nowhere.safetensors"], "nowhere.safetensors is not a file"),
         (["{photos}", "--weights", "nothing"], "nothing', needs a state dict, a path, or one of DEFAULT"),
-        (["{photos}", "--backend", "cuda"], "no kernels in this version"),
+        (["{photos}", "--backend", "cuda"], "'cuda' can't serve"),
         (["{photos}", "--top", "0"], "--top"),
     ],
 )

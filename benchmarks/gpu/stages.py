@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import DEVICE
+
 ROOT = Path(__file__).parents[2]
 PYTHON = (sys.executable, "-m")
 PLANS = (("triton", "layers"), ("cuda", "blocks"))  # backend and plan, of those that there are
@@ -94,7 +96,7 @@ def _environment(dry: bool) -> Stage:
 
 def _build(dry: bool) -> Stage:
     """The CUDA library, for this GPU alone."""
-    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+    major, minor = torch.cuda.get_device_capability() if DEVICE == "cuda" else (9, 0)
     kind = ("--emulated",) if dry else ("--arch", f"{major}.{minor}")
     return Stage("build", (_module("mbv3fast", "build", *kind),), 120)
 
