@@ -69,7 +69,7 @@ class Cluster {
 
 thread_local Cluster* running = nullptr;
 thread_local Chip emulated;
-thread_local Config launched;
+thread_local Launched asked_for;
 
 void Cluster::run(const std::vector<Dim3>& indices) {
   blocks_.clear();
@@ -264,7 +264,7 @@ Block& peer(unsigned rank) {
 }
 
 void run(const std::string& name, const Config& config, const std::function<void()>& kernel) {
-  launched = config;
+  asked_for = {config, asked_for.count + 1};
   try {
     check_config(config);
     Cluster cluster(config, kernel);
@@ -286,6 +286,6 @@ void run(const std::string& name, const Config& config, const std::function<void
   }
 }
 
-const Config& last_launch() { return launched; }
+const Launched& launched() { return asked_for; }
 
 }  // namespace mbv3fast::emulation

@@ -141,7 +141,13 @@ void meet(const char* what, void* part, const std::function<void(void**)>& act);
 
 // Runs `kernel` once for every thread. Throws Fault for the first thing that it did wrong.
 void run(const std::string& name, const Config& config, const std::function<void()>& kernel);
-// What the calling thread last ran, or was refused.
-const Config& last_launch();
+
+// What the calling thread asked for: its last launch, run or refused, and how many there were.
+struct Launched {
+  Config last;
+  std::int64_t count = 0;
+};
+
+const Launched& launched();
 
 }  // namespace mbv3fast::emulation

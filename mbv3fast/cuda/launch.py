@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,14 @@ class Kernel:
         return self.name
 
 
+class Part(NamedTuple):
+    """One of several launches that a function makes: how many blocks, and the names of its tensors."""
+
+    blocks: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
 def launch(
     kernel: Kernel,
     blocks: int,
@@ -41,17 +50,21 @@ def launch(
     activation: str | None,
     tile: Tile,
     threads: int = 128,
+    parts: Sequence[Part] = (),
     pdl: bool = False,
 ) -> None:
     """Call `kernel` on tensors and numbers by the names of its struct's fields; tensors without data (meta) are only
-    watched. `blocks`: how many it launches, of so many `threads`.
+    watched. `blocks`: how many it launches, of so many `threads`; parts: its launches, where it makes several.
 
     pdl: let it start while its predecessor drains. Raises KernelError for what the library refuses.
     """
     read, written = _given(reads), _given(writes)
     if watched():
         constants = {**tile, "ACTIVATION": activation, "PDL": pdl, "num_warps": threads // 32}
-        announce(Launch(kernel, blocks, read, written, dict(sizes), constants))
+        given = {**read, **written}
+        for part in parts or (Part(blocks, tuple(read), tuple(written)),):
+            reads_of, writes_of = ({name: given[name] for name in names} for names in (part.reads, part.writes))
+            announce(Launch(kernel, part.blocks, reads_of, writes_of, dict(sizes), constants))
     out = next(iter(written.values()))
     if out.numel() == 0 or out.is_meta:
         return

@@ -8,12 +8,14 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from mbv3fast.cuda.launch import DTYPES, Kernel, Tile, launch
+from mbv3fast.cuda.launch import DTYPES, Kernel, Part, Tile, launch
 from mbv3fast.cuda.library import check, library
 from mbv3fast.cuda.structs import ExciteArgs, SqueezeExciteArgs
 
 EXCITE = Kernel("excite", ExciteArgs)
 SQUEEZE_EXCITE = Kernel("squeeze_excite", SqueezeExciteArgs)
+_THREADS = 256  # of a block: kExciteThreads of csrc/excite.cuh
+_UNITS, _CHANNELS = _THREADS // 32, _THREADS // 8  # of a slice in one of two launches, for a row that lanes take
 
 
 def excite(
@@ -33,12 +35,20 @@ def excite(
     """scale = hardsigmoid(fc2(activation(fc1(sum of pool over its tiles / pixels)))).
 
     pool [N, tiles, C] and scale [N, C] float32, fc1_weight [S, C] and fc2_weight [C, S] of float16 or bfloat16; biases
-    float32; C a multiple of 8. hidden [N, S] float32: scratch, without which no cluster's launch is split in two.
+    float32; C a multiple of 8. hidden [N, S] float32: scratch, with which many blocks do it in two launches where
+    there is no cluster, else one block in one.
     """
     (images, tiles, channels), squeezed = pool.shape, fc1_weight.shape[0]
+    together = tile["images_per_cluster"]
+    groups = ceil(images / together)
+    rows = 1 if together == 1 else 4  # that lanes of csrc/excite.cu take at once
+    halves = (
+        Part(groups * ceil(squeezed / (_UNITS * rows)), ("pool", "fc1_weight", "fc1_bias"), ("hidden",)),
+        Part(groups * ceil(channels / (_CHANNELS * rows)), ("hidden", "fc2_weight", "fc2_bias"), ("scale",)),
+    )
     launch(
         EXCITE,
-        ceil(images / tile["images_per_cluster"]) * tile["cluster"],
+        groups * tile["cluster"],
         {
             "pool": pool,
             "fc1_weight": fc1_weight,
@@ -51,6 +61,8 @@ def excite(
         dtype=fc1_weight.dtype,
         activation=activation,
         tile=tile,
+        threads=_THREADS,
+        parts=halves if hidden is not None and tile["cluster"] == 1 else (),
         pdl=pdl,
     )
 
@@ -95,6 +107,7 @@ def squeeze_excite(
         dtype=x.dtype,
         activation=activation,
         tile=tile,
+        threads=_THREADS,
         pdl=pdl,
     )
 

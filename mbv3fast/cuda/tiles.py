@@ -215,14 +215,21 @@ def pointwise_conv(rows: int, groups: int, inputs: int, outputs: int, sms: int =
     return {"tile_rows": height, "tile_outputs": width}
 
 
+_SLICE = 8192  # bytes of squeeze-excite's matrices that are worth a block
+
+
 def excite(images: int, channels: int, squeezed: int, sms: int = 132, capability: int = 90) -> Tile:
     """For the scales [images, channels]: clusters where the chip has them, as large as their matrices want."""
     if capability < _CLUSTERS:
         return {"cluster": 1, "images_per_cluster": 1}
-    size = 2 * 2 * channels * squeezed
-    cluster = next((count for count in (8, 4, 2) if size >= 8192 * count), 1)
+    cluster = next((count for count in (8, 4, 2) if 4 * channels * squeezed >= _SLICE * count), 1)
     many = images * cluster > 2 * sms
     return {"cluster": cluster, "images_per_cluster": 8 if many else 1}
+
+
+def excites_in_two(tile: Tile, channels: int, squeezed: int) -> bool:
+    """Whether so large matrices want many blocks, which without a cluster takes two launches of `excite`."""
+    return tile["cluster"] == 1 and 4 * channels * squeezed >= _SLICE * 2
 
 
 def squeeze_excite(images: int, channels: int, squeezed: int, sms: int = 132, capability: int = 90) -> Tile:

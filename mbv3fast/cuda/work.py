@@ -125,18 +125,20 @@ def _pointwise_conv(launch: Launch) -> Work:
 def _excite(launch: Launch) -> Work:
     s, tile, programs = launch.sizes, launch.constants, launch.grid
     images, channels, squeezed = s["images"], s["channels"], s["squeezed"]
-    cluster, groups = tile["cluster"], ceil(images / tile["images_per_cluster"])
+    groups = ceil(images / tile["images_per_cluster"])
+    slices = programs // groups
+    layers = ("fc1_weight" in launch.reads) + ("fc2_weight" in launch.reads)  # one in each of two launches, or both
     issued = _issued(
         launch,
-        pool=images * cluster * s["tiles"] * channels,
+        pool=images * slices * s["tiles"] * channels,
         fc1_weight=groups * squeezed * channels,
         fc1_bias=groups * squeezed,
         fc2_weight=groups * channels * squeezed,
         fc2_bias=groups * channels,
-        hidden=2 * images * squeezed,
+        hidden=images * squeezed * (slices if "hidden" in launch.reads else 1),
         scale=images * channels,
     )
-    return Work(programs, 3, issued, fmas=2 * groups * tile["images_per_cluster"] * channels * squeezed)
+    return Work(programs, 1 + layers, issued, fmas=layers * groups * tile["images_per_cluster"] * channels * squeezed)
 
 
 def _round_up(value: int) -> int:

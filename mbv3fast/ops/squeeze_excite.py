@@ -10,6 +10,7 @@ from torch import Tensor
 from mbv3fast.cuda.launch import serves
 from mbv3fast.cuda.squeeze_excite import excite as cuda_excite
 from mbv3fast.cuda.squeeze_excite import squeeze_excite as cuda_squeeze_excite
+from mbv3fast.cuda.tiles import excites_in_two
 from mbv3fast.ops.layout import pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec
@@ -93,7 +94,7 @@ def run_excite_pool(
         fc1_bias.float(),
         fc2_weight,
         fc2_bias.float(),
-        hidden=None if tile["cluster"] > 1 else empty((images, squeezed), like=pool),
+        hidden=empty((images, squeezed), like=pool) if excites_in_two(tile, channels, squeezed) else None,
         scale=scale,
         pixels=pixels,
         activation=activation,

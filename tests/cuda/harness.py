@@ -32,9 +32,25 @@ class Asked(NamedTuple):
 
 def last_launch(library: ctypes.CDLL) -> Asked:
     """Of this thread, by the emulated library."""
-    figures = (ctypes.c_int64 * 4)()
+    return Asked(*_figures(library)[1:])
+
+
+def count_launches(library: ctypes.CDLL) -> int:
+    """Of this thread, until now."""
+    return _figures(library)[0]
+
+
+def _figures(library: ctypes.CDLL) -> list[int]:
+    figures = (ctypes.c_int64 * 5)()
     library.mbv3fast_emulation_launched(ctypes.byref(figures))
-    return Asked(*figures)
+    return list(figures)
+
+
+def assert_seen(library: ctypes.CDLL, seen: list[Launch], before: int) -> None:
+    """What was announced is what the library launched since there were `before`."""
+    assert len(seen) == count_launches(library) - before
+    asked = last_launch(library)
+    assert (seen[-1].grid, 32 * seen[-1].constants["num_warps"]) == (asked.blocks, asked.threads)
 
 
 def run(
@@ -47,10 +63,10 @@ def run(
             output.fill_(NAN)
         library.mbv3fast_emulate(90, seed)
         seen: list[Launch] = []
+        before = count_launches(library)
         with watch_launches(seen.append):
             launch()
-        asked = last_launch(library)
-        assert (seen[-1].grid, 32 * seen[-1].constants["num_warps"]) == (asked.blocks, asked.threads)
+        assert_seen(library, seen, before)
         for output in outputs:
             assert not output.isnan().any(), "something was not written, or read from outside"
         first = first or [output.clone() for output in outputs]

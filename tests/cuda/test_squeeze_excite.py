@@ -13,8 +13,10 @@ from mbv3fast.config import network
 from mbv3fast.cuda.launch import ACTIVATIONS, DTYPES
 from mbv3fast.cuda.squeeze_excite import excite
 from mbv3fast.cuda.structs import ExciteArgs, SqueezeExciteArgs
+from mbv3fast.launching import Launch, watch_launches
 from mbv3fast.reference import squeeze_excite_ref, squeeze_excite_scale
 from mbv3fast.tables import ROWS, Activation
+from tests.cuda.harness import assert_seen, count_launches
 from tests.guards import Guards
 from tests.numerics import assert_agrees
 
@@ -171,15 +173,25 @@ def test_images_that_shared_memory_has_no_room_for(emulation: ctypes.CDLL) -> No
     case.agrees(out)
 
 
-@pytest.mark.parametrize("cluster", [1, 4])
-def test_the_launcher_of_python(emulation: ctypes.CDLL, cluster: int) -> None:
-    case = Case(emulation, 72, 18, images=3)
-    matrices = case.fc1, case.bias1, case.fc2, case.bias2
-    scale, hidden = case.poisoned(3, 72), case.poisoned(3, 18) if cluster == 1 else None
-    tile = {"cluster": cluster, "images_per_cluster": 1}
-    options = {"pixels": 49, "activation": "relu", "tile": tile, "pdl": True}
-    excite(case.pool(5), *matrices, hidden=hidden, scale=scale, **options)  # type: ignore[arg-type]
-    assert torch.equal(scale, case.excite(cluster, tiles=5, two=cluster == 1))
+@pytest.mark.parametrize(
+    ("cluster", "together", "two"), [(4, 1, False), (4, 8, False), (1, 1, False), (1, 1, True), (1, 8, True)]
+)
+@pytest.mark.parametrize("shape", [(72, 18), (576, 144)])
+def test_the_launcher_of_python(
+    emulation: ctypes.CDLL, shape: tuple[int, int], cluster: int, together: int, two: bool
+) -> None:
+    """Gives the same, and tells of one launch, or two."""
+    case = Case(emulation, *shape, images=11, pixels=5)
+    scale, hidden = case.poisoned(11, shape[0]), case.poisoned(11, shape[1]) if two else None
+    pool, matrices = case.pool(5), (case.fc1, case.bias1, case.fc2, case.bias2)
+    tile = {"cluster": cluster, "images_per_cluster": together}
+    seen: list[Launch] = []
+    before = count_launches(emulation)
+    with watch_launches(seen.append):
+        excite(pool, *matrices, hidden=hidden, scale=scale, pixels=5, activation="relu", tile=tile, pdl=True)
+    assert_seen(emulation, seen, before)
+    assert len(seen) == 1 + two
+    assert torch.equal(scale, case.excite(cluster, together, tiles=5, two=two))
 
 
 def test_no_images(emulation: ctypes.CDLL) -> None:
