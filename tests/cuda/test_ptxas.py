@@ -16,9 +16,8 @@ STATIC_SHARED = 1024  # bytes: kernels have theirs from the launch
 ALL = "8.0 8.6 8.7 8.9 9.0 10.0 12.0+PTX"
 
 
-@pytest.mark.parametrize(
-    "arch", ["9.0", pytest.param("8.0", marks=pytest.mark.slow), pytest.param(ALL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # minutes: ninety seconds of a core for each architecture
+@pytest.mark.parametrize("arch", ["8.0", "9.0", ALL])
 def test_no_kernel_spills(arch: str, tmp_path: Path) -> None:
     """A Large's widest blocks hold some two hundred registers of sums and taps."""
     folder = f"ptxas-{arch.split()[0]}" if arch != ALL else "ptxas-all"
