@@ -58,7 +58,7 @@ CASES = {
         N=1, C=33, H=1, W=8, k=3, S=8, M=10,
     ),
     "inverted residual": case(
-        "inverted_residual", SAME | RELU | {"stride": 2}, N=3, C=16, H=6, W=5, k=3, E=24, M=16
+        "inverted_residual", SAME | RELU | {"stride": 2}, N=3, C=16, H=7, W=8, k=3, E=24, M=16
     ),
     "inverted residual with excite": case(
         "inverted_residual", ONE | HARDSWISH | {"squeeze_activation": "relu"},
