@@ -43,11 +43,7 @@ __global__ void __launch_bounds__(kMostThreads) depthwise_conv_kernel(const __gr
   float sums[kColumns][8] = {};
   if (works) {
     float bias[8];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float4 four = load<float4>(p.bias + (channel + 4 * half));
-      bias[4 * half] = four.x, bias[4 * half + 1] = four.y, bias[4 * half + 2] = four.z, bias[4 * half + 3] = four.w;
-    }
+    load_floats(bias, p.bias + channel);
 #pragma unroll
     for (int o = 0; o < kColumns; ++o) {
 #pragma unroll
@@ -127,8 +123,8 @@ void check(const mbv3fast_depthwise_conv_args& a) {
   need(a.out_width > 0, "out_width", a.out_width, "1 or more");
   need(a.top >= 0 && a.top < a.kernel, "top", a.top, "less than the kernel");
   need(a.left >= 0 && a.left < a.kernel, "left", a.left, "less than the kernel");
-  need(a.dtype == MBV3FAST_FLOAT16 || a.dtype == MBV3FAST_BFLOAT16, "dtype", a.dtype, "float16 or bfloat16");
-  need(a.activation >= 0 && a.activation <= 2, "activation", a.activation, "none, relu or hardswish");
+  need_dtype(a.dtype);
+  need_activation(a.activation);
   need(a.tile_height > 0, "tile_height", a.tile_height, "1 or more");
   need(a.tile_width > 0 && a.tile_width % kColumns == 0, "tile_width", a.tile_width, "a multiple of 4");
   need(a.groups > 0, "groups", a.groups, "1 or more");
@@ -154,7 +150,7 @@ int run(const mbv3fast_depthwise_conv_args& a, void* stream) {
   Launch how;
   how.blocks = a.images * tiles * p.blocks_of_channels;
   if (how.blocks == 0) return 0;
-  need(how.blocks < (std::int64_t{1} << 31), "blocks", how.blocks, "fewer than 2^31: split the batch");
+  need_blocks(how.blocks);
   how.threads = a.tile_height * (a.tile_width / kColumns) * a.groups;
   how.shared_bytes = a.pool == nullptr ? 0 : std::int64_t{how.threads} * 8 * sizeof(float);
   how.overlapped = a.overlapped != 0;

@@ -24,6 +24,11 @@ __device__ __forceinline__ float activate(float x) {
   return x;
 }
 
+__device__ __forceinline__ float activate(Activation which, float x) {
+  if (which == Activation::relu) return activate<Activation::relu>(x);
+  return which == Activation::hardswish ? activate<Activation::hardswish>(x) : x;
+}
+
 // The two numbers of a register.
 template <class T>
 __device__ __forceinline__ float2 unpack(std::uint32_t pair) {
@@ -46,6 +51,24 @@ struct Eight {
              pack<T>(values[6], values[7])}};
   }
 };
+
+// 8, 2 or 1 of them, 16 bytes at a time where there are as many.
+template <int V, class Floats>
+__device__ __forceinline__ void load_floats(float (&values)[V], Floats from) {
+  if constexpr (V == 8) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 four = load<float4>(from + 4 * half);
+      values[4 * half] = four.x, values[4 * half + 1] = four.y;
+      values[4 * half + 2] = four.z, values[4 * half + 3] = four.w;
+    }
+  } else if constexpr (V == 2) {
+    const float2 pair = load<float2>(from);
+    values[0] = pair.x, values[1] = pair.y;
+  } else {
+    values[0] = load<float>(from);
+  }
+}
 
 __host__ __device__ constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 __host__ __device__ constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }

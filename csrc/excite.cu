@@ -137,7 +137,7 @@ Planned<T> planned(const char* name, const Args& a, Excite<T> p, Arena arena, co
        "fewer: a block has " + std::to_string(device.shared_limit) + " bytes of shared memory");
   Launch how;
   how.blocks = (a.images + a.images_per_cluster - 1) / a.images_per_cluster * p.slices;
-  need(how.blocks < (std::int64_t{1} << 31), "blocks", how.blocks, "fewer than 2^31: split the batch");
+  need_blocks(how.blocks);
   how.threads = kExciteThreads;
   how.shared_bytes = arena.size;
   how.overlapped = a.overlapped != 0;

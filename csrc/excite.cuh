@@ -51,11 +51,6 @@ __device__ __forceinline__ SharedPtr<N> shared_at(int offset) {
   return view<N>(shared_memory() + offset);
 }
 
-__device__ __forceinline__ float activate(Activation which, float x) {
-  if (which == Activation::relu) return activate<Activation::relu>(x);
-  return which == Activation::hardswish ? activate<Activation::hardswish>(x) : x;
-}
-
 __device__ __forceinline__ void add(float4& sum, const float4& other) {
   sum.x += other.x, sum.y += other.y, sum.z += other.z, sum.w += other.w;
 }
@@ -109,23 +104,6 @@ __device__ __forceinline__ void load_numbers(float (&values)[V], SharedPtr<const
     values[0] = pair.x, values[1] = pair.y;
   } else {
     values[0] = to_float(load<T>(from));
-  }
-}
-
-template <int V, class Floats>
-__device__ __forceinline__ void load_floats(float (&values)[V], Floats from) {
-  if constexpr (V == 8) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float4 four = load<float4>(from + 4 * half);
-      values[4 * half] = four.x, values[4 * half + 1] = four.y;
-      values[4 * half + 2] = four.z, values[4 * half + 3] = four.w;
-    }
-  } else if constexpr (V == 2) {
-    const float2 pair = load<float2>(from);
-    values[0] = pair.x, values[1] = pair.y;
-  } else {
-    values[0] = load<float>(from);
   }
 }
 
@@ -303,8 +281,8 @@ void check_sizes(const Args& a) {
   need(a.channels > 0 && a.channels % 8 == 0, "channels", a.channels, "a multiple of 8");
   need(a.squeezed > 0, "squeezed", a.squeezed, "1 or more");
   need(a.channels <= most && a.squeezed <= most, "channels, squeezed", a.channels, "no more than 2^20");
-  need(a.dtype == MBV3FAST_FLOAT16 || a.dtype == MBV3FAST_BFLOAT16, "dtype", a.dtype, "float16 or bfloat16");
-  need(a.activation >= 0 && a.activation <= 2, "activation", a.activation, "none, relu or hardswish");
+  need_dtype(a.dtype);
+  need_activation(a.activation);
   const bool power = a.cluster == 1 || a.cluster == 2 || a.cluster == 4 || a.cluster == 8 || a.cluster == 16;
   need(power, "cluster", a.cluster, "1, 2, 4, 8 or 16");
   const bool known = a.images_per_cluster == 1 || a.images_per_cluster == 8;

@@ -26,7 +26,7 @@ void check(const Args& a) {
   need(a.out_height > 0 && a.out_width > 0, "out_height * out_width", std::int64_t{a.out_height} * a.out_width, "1 or more");
   need(a.top >= 0 && a.top < a.kernel, "top", a.top, "less than the kernel");
   need(a.left >= 0 && a.left < a.kernel, "left", a.left, "less than the kernel");
-  need(a.dtype == MBV3FAST_FLOAT16 || a.dtype == MBV3FAST_BFLOAT16, "dtype", a.dtype, "float16 or bfloat16");
+  need_dtype(a.dtype);
   const bool alike = a.stride == 1 && a.inputs == a.outputs && a.height == a.out_height && a.width == a.out_width;
   need(!a.adds_input || (projects && alike && a.residual == nullptr), "adds_input", a.adds_input,
        "an output like x, and no other residual");
@@ -58,7 +58,7 @@ int run(const Args& a, void* stream) {
   Launch how;
   how.blocks = a.images * tiles * a.splits;
   if (how.blocks == 0) return 0;
-  need(how.blocks < (std::int64_t{1} << 31), "blocks", how.blocks, "fewer than 2^31: split the batch");
+  need_blocks(how.blocks);
   how.threads = C::kThreads;
   how.shared_bytes = Layout<C>(a.inputs).size;
   how.overlapped = a.overlapped != 0;

@@ -27,6 +27,18 @@ inline void need_pointer(const void* pointer, const std::string& name) {
   if (reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0) throw Refused{name + ": needs to be aligned to 16 bytes"};
 }
 
+inline void need_dtype(int dtype) {
+  need(dtype == MBV3FAST_FLOAT16 || dtype == MBV3FAST_BFLOAT16, "dtype", dtype, "float16 or bfloat16");
+}
+
+inline void need_activation(int activation) {
+  need(activation >= 0 && activation <= 2, "activation", activation, "none, relu or hardswish");
+}
+
+inline void need_blocks(std::int64_t blocks) {
+  need(blocks < (std::int64_t{1} << 31), "blocks", blocks, "fewer than 2^31: split the batch");
+}
+
 // What kernels run on: 90 is compute capability 9.0; bytes of shared memory that a block may have.
 struct Device {
   int capability;

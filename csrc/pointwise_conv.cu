@@ -103,11 +103,6 @@ __device__ __forceinline__ void add_products(const Block<C>& b, int stage, Sums<
   }
 }
 
-__device__ __forceinline__ float activated(float x, Activation activation) {
-  if (activation == Activation::relu) return activate<Activation::relu>(x);
-  return activation == Activation::hardswish ? activate<Activation::hardswish>(x) : x;
-}
-
 // All warps' sums through shared memory, so that whole lines are written.
 template <class C>
 __device__ __forceinline__ void write(const Block<C>& b, const Sums<C>& sums) {
@@ -143,7 +138,7 @@ __device__ __forceinline__ void write(const Block<C>& b, const Sums<C>& sums) {
       values[4 * half + 2] = total.z, values[4 * half + 3] = total.w;
     }
 #pragma unroll
-    for (int c = 0; c < 8; ++c) values[c] = activated(values[c], b.p.activation) + others[c];
+    for (int c = 0; c < 8; ++c) values[c] = activate(b.p.activation, values[c]) + others[c];
     store(b.p.out + place, Eight<T>::packed(values));
   }
 }
@@ -186,8 +181,8 @@ void check(const Args& a) {
   need(a.pixels > 0, "pixels", a.pixels, "1 or more");
   need(a.inputs > 0 && a.inputs % 8 == 0, "inputs", a.inputs, "a multiple of 8");
   need(a.outputs > 0 && a.outputs % 8 == 0, "outputs", a.outputs, "a multiple of 8");
-  need(a.dtype == MBV3FAST_FLOAT16 || a.dtype == MBV3FAST_BFLOAT16, "dtype", a.dtype, "float16 or bfloat16");
-  need(a.activation >= 0 && a.activation <= 2, "activation", a.activation, "none, relu or hardswish");
+  need_dtype(a.dtype);
+  need_activation(a.activation);
 }
 
 template <class C>
@@ -208,7 +203,7 @@ int run(const Args& a, void* stream) {
   p.activation = static_cast<Activation>(a.activation);
   Launch how;
   how.blocks = images * p.tiles_m * p.tiles_n;
-  need(how.blocks < (std::int64_t{1} << 31), "blocks", how.blocks, "fewer than 2^31: split the batch");
+  need_blocks(how.blocks);
   how.threads = C::kThreads;
   how.shared_bytes = C::shared_bytes(a.scale == nullptr ? 0 : a.inputs);
   how.overlapped = a.overlapped != 0;

@@ -203,9 +203,7 @@ int run_in_three(const Args& a, SqueezeExcite<T> p, Launch how, void* stream) {
   Launch last = how;
   last.blocks = a.images * multiplying;
   last.shared_bytes = 0;
-  for (const Launch& each : {how, last}) {
-    need(each.blocks < (std::int64_t{1} << 31), "blocks", each.blocks, "fewer than 2^31: split the batch");
-  }
+  for (const Launch& each : {how, last}) need_blocks(each.blocks);
   int error = launch<pool_kernel<T>>("pool", how, p);
   if (error == 0) error = mbv3fast_excite(&excite, stream);
   if (error != 0) return error;
@@ -224,7 +222,7 @@ int run(const Args& a, void* stream) {
   how.overlapped = a.overlapped != 0;
   how.stream = stream;
   if (!plan_at_once(a, device, p, how)) return run_in_three(a, p, how, stream);
-  need(how.blocks < (std::int64_t{1} << 31), "blocks", how.blocks, "fewer than 2^31: split the batch");
+  need_blocks(how.blocks);
   return launch<squeeze_excite_kernel<T>>("squeeze_excite", how, p);
 }
 

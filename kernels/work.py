@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mbv3fast.kernels.windows import Axis, Window, ceil, count_reads, distinct_in_runs
-from mbv3fast.launching import Launch, Work
+from mbv3fast.launching import Launch, Work, issued_bytes
 
 
 def work(launch: Launch) -> Work:
     """The work of a launch, of which nothing is run. Raises KeyError for a kernel that is not ours."""
     return _KERNELS[launch.kernel.__name__](launch)
-
-
-def _issued(launch: Launch, **elements: int) -> int:
-    """Bytes of the elements that are named of each tensor. Raises KeyError for a tensor that is not counted."""
-    tensors = {**launch.reads, **launch.writes}
-    return sum(elements[name] * tensor.itemsize for name, tensor in tensors.items())
 
 
 def _stem_conv(launch: Launch) -> Work:
@@ -31,7 +25,7 @@ def _stem_conv(launch: Launch) -> Work:
     rows = Axis(s["height"], s["out_height"], 1, kernel, stride, s["top"])
     columns = Axis(s["width"], s["out_width"], 1, kernel, stride, s["left"])
     read, distinct = count_reads(rows) * count_reads(columns), distinct_in_runs(rows, columns, run)
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=images * c["C"] * read,
         weight=programs * taps * c["N"],
@@ -50,7 +44,7 @@ def _pointwise_conv(launch: Launch) -> Work:
     inputs, outputs = c["K"], c["N"]
     blocks, rounds = ceil(outputs, c["BLOCK_N"]), ceil(inputs, c["BLOCK_K"])
     tiles = programs // blocks
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=rows * inputs * blocks,
         weight=tiles * outputs * inputs,
@@ -70,7 +64,7 @@ def _depthwise_conv(launch: Launch) -> Work:
     tiles = programs // ceil(channels, c["BLOCK_C"])
     images = tiles // window.tiles
     slices = ceil(squeezed, c["BLOCK_S"])
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=images * window.reads * channels,
         weight=tiles * window.rows.kernel**2 * channels,
@@ -89,7 +83,7 @@ def _depthwise_project(launch: Launch) -> Work:
     c, programs, window = launch.constants, launch.grid, Window.of(launch)
     channels, outputs = c["C"], c["N"]
     images, rounds = programs // window.tiles, ceil(channels, c["BLOCK_C"])
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=images * window.reads * channels,
         weight=programs * window.rows.kernel**2 * channels,
@@ -110,14 +104,16 @@ def _squeeze(launch: Launch) -> Work:
     c, pixels, programs = launch.constants, launch.sizes["pixels"], launch.grid
     parts = programs // ceil(c["C"], c["BLOCK_C"])
     images, slices = parts // ceil(pixels, c["BLOCK_P"]), ceil(c["S"], c["BLOCK_S"])
-    issued = _issued(launch, x=images * pixels * c["C"], fc1_weight=parts * c["S"] * c["C"], hidden=programs * c["S"])
+    issued = issued_bytes(
+        launch, x=images * pixels * c["C"], fc1_weight=parts * c["S"] * c["C"], hidden=programs * c["S"]
+    )
     return Work(programs, 1 + slices, issued, fmas=programs * slices * c["BLOCK_S"] * c["BLOCK_C"])
 
 
 def _excite(launch: Launch) -> Work:
     c, parts, programs = launch.constants, launch.sizes["parts"], launch.grid
     images = programs // ceil(c["C"], c["BLOCK_C"])
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         hidden=programs * parts * c["S"],
         fc1_bias=programs * c["S"],
@@ -130,7 +126,7 @@ def _excite(launch: Launch) -> Work:
 
 def _scale(launch: Launch) -> Work:
     elements = launch.sizes["rows"] * launch.constants["C"]
-    return Work(launch.grid, 1, _issued(launch, x=elements, scale=elements, out=elements))
+    return Work(launch.grid, 1, issued_bytes(launch, x=elements, scale=elements, out=elements))
 
 
 def _excite_project(launch: Launch) -> Work:
@@ -139,7 +135,7 @@ def _excite_project(launch: Launch) -> Work:
     blocks, rounds = ceil(outputs, c["BLOCK_N"]), ceil(inputs, c["BLOCK_K"])
     tiles = programs // blocks
     rows = tiles // ceil(pixels, c["BLOCK_M"]) * pixels
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=rows * inputs * blocks,
         hidden=programs * s["parts"] * squeezed,
@@ -160,7 +156,7 @@ def _excite_images(launch: Launch) -> Work:
     c, s, programs = launch.constants, launch.sizes, launch.grid
     channels, squeezed = c["C"], c["S"]
     blocks, rounds = ceil(channels, c["BLOCK_C"]), ceil(channels, c["BLOCK_K"])
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         pool=s["images"] * s["parts"] * channels * blocks,
         fc1_weight=programs * squeezed * channels,
@@ -178,7 +174,7 @@ def _linear(launch: Launch) -> Work:
     inputs, outputs = c["K"], c["N"]
     blocks, rounds = ceil(outputs, c["BLOCK_N"]), ceil(inputs, c["BLOCK_K"])
     tiles = programs // blocks
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=s["rows"] * s["parts"] * inputs * blocks,
         weight=tiles * outputs * inputs,

@@ -19,6 +19,7 @@ from mbv3fast.gpus import Gpu
 from mbv3fast.launches import moved, planned_launches
 from mbv3fast.launching import Launch, Work
 from mbv3fast.ops.spec import Sizes
+from mbv3fast.ops.target import Target
 from mbv3fast.plan import SPECS, Plan, Shape, StepCost
 
 # The estimate's constants, beside those that the heuristics of `kernels.configs` share; the floor has none.
@@ -96,13 +97,7 @@ def plan_cost(plan: Plan, shape: Shape, gpu: Gpu, *, tf32: bool = False) -> Plan
     KeyError for a dtype that the GPU's tensor cores don't multiply.
     """
     shapes, ours = plan.shapes(shape), plan.backend != "torch"
-    target = plan.target._replace(
-        sms=gpu.sms,
-        tf32=tf32,
-        pdl=gpu.capability >= OVERLAPS,
-        chip=gpu.name,
-        capability=10 * gpu.capability[0] + gpu.capability[1],
-    )
+    target = gpu_target(plan, gpu, tf32=tf32)
     rates = _Rates.of(plan.dtype, tf32 or not ours, gpu)
     launches: dict[str, list[Launch]] = {step.name: [] for step in plan.steps}
     for planned in planned_launches(plan, shape, target) if ours else ():
@@ -116,6 +111,12 @@ def plan_cost(plan: Plan, shape: Shape, gpu: Gpu, *, tf32: bool = False) -> Plan
             inputs = sum(prod(shapes[name]) for name in set(step.inputs.values())) * plan.dtype.itemsize
             costs.append(_of_library(counted, sizes, inputs, rates, gpu))
     return PlanCost(gpu, tuple(costs))
+
+
+def gpu_target(plan: Plan, gpu: Gpu, *, tf32: bool = False) -> Target:
+    """What the launches of a plan would be for on `gpu`."""
+    pdl = gpu.capability >= OVERLAPS
+    return plan.target._replace(sms=gpu.sms, tf32=tf32, pdl=pdl, chip=gpu.name, capability=gpu.sm)
 
 
 def call_floor(

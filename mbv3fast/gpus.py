@@ -33,6 +33,11 @@ class Gpu:
     fp32_flops: float
     half_flops: float
 
+    @property
+    def sm(self) -> int:
+        """The compute capability as one number, 90 for 9.0."""
+        return 10 * self.capability[0] + self.capability[1]
+
     def memory_seconds(self, read: int, written: int, *, fresh: int = 0, launches: int = 1) -> float:
         """The least time for launches to read and write so many bytes, each of its own tensors once.
 

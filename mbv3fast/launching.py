@@ -47,6 +47,12 @@ class Work(NamedTuple):
     repeated: int = 0
 
 
+def issued_bytes(launch: Launch, **elements: int) -> int:
+    """Bytes of the elements that are named of each tensor. Raises KeyError for a tensor that is not counted."""
+    tensors = {**launch.reads, **launch.writes}
+    return sum(elements[name] * tensor.itemsize for name, tensor in tensors.items())
+
+
 Watcher = Callable[[Launch], None]
 _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers", default=())
 

@@ -8,6 +8,7 @@ import click
 import torch
 
 from mbv3fast.cli.options import DTYPES
+from mbv3fast.cost import gpu_target
 from mbv3fast.cuda import tiles as choices
 from mbv3fast.cuda.launch import Kernel
 from mbv3fast.cuda.work import work
@@ -54,7 +55,7 @@ def tiles(model: str, batch: int, size: int, dtype: str, gpu: str, markdown: boo
     chip = GPUS[gpu]
     with torch.device("meta"):  # counted, never computed
         plan = (large if model == "large" else small)().to(DTYPES[dtype]).eval().plan("cuda")
-    target = plan.target._replace(sms=chip.sms, capability=_capability(chip), chip=chip.name)
+    target = gpu_target(plan, chip)
     click.echo(
         f"{model}, input {[batch, 3, size, size]}, {dtype}, {chip.name}: counted, not measured" + "\n" * markdown
     )
@@ -63,10 +64,6 @@ def tiles(model: str, batch: int, size: int, dtype: str, gpu: str, markdown: boo
         click.echo(f"| {' | '.join(row)} |" if markdown else _ROW.format(*row).rstrip())
         if markdown and number == 0:
             click.echo(f"| --- | --- |{' ---: |' * len(_COLUMNS[2:])}")
-
-
-def _capability(chip: Gpu) -> int:
-    return 10 * chip.capability[0] + chip.capability[1]
 
 
 def _rows(launches: list[PlannedLaunch], chip: Gpu) -> Iterator[tuple[str, ...]]:
@@ -101,4 +98,4 @@ def _held(planned: PlannedLaunch, chip: Gpu) -> tuple[str, str]:
     if launch.kernel.name != "inverted_residual":
         return "-", "-"
     tile = choices.find(launch.constants, sizes, "expand_weight" in launch.reads)
-    return str(tile.resident(sizes["inputs"], _capability(chip))), f"{tile.shared_bytes(sizes['inputs']) / 1024:.0f}"
+    return str(tile.resident(sizes["inputs"], chip.sm)), f"{tile.shared_bytes(sizes['inputs']) / 1024:.0f}"

@@ -17,6 +17,14 @@ def count_tiles(height: int, width: int, tile: Tile) -> int:
     return ceil(height / tile["tile_height"]) * ceil(width / tile["tile_width"])
 
 
+def geometry(x: Tensor, out: Tensor, kernel: int, stride: int, padding: tuple[int, int, int, int]) -> dict[str, int]:
+    """What a launch is told of windows over x [N, H, W, C], for out [N, H', W', C']."""
+    (images, height, width, _), (_, out_height, out_width, _) = x.shape, out.shape
+    left, _, top, _ = padding
+    sizes = {"images": images, "height": height, "width": width, "out_height": out_height, "out_width": out_width}
+    return {**sizes, "kernel": kernel, "stride": stride, "top": top, "left": left}
+
+
 def depthwise_conv(
     x: Tensor,
     weight: Tensor,
@@ -36,25 +44,14 @@ def depthwise_conv(
     x [N, H, W, C], weight [kernel * kernel, C], out [N, H', W', C] of float16 or bfloat16; bias [C] float32; C is a
     multiple of 8. padding: left, right, top, bottom, each less than the kernel.
     """
-    images, height, width, channels = x.shape
+    images, _, _, channels = x.shape
     _, out_height, out_width, _ = out.shape
     launch(
         KERNEL,
         images * count_tiles(out_height, out_width, tile) * ceil(channels / (8 * tile["groups"])),
         {"x": x, "weight": weight, "bias": bias},
         {"out": out, "pool": pool},
-        {
-            "images": images,
-            "height": height,
-            "width": width,
-            "out_height": out_height,
-            "out_width": out_width,
-            "channels": channels,
-            "kernel": kernel,
-            "stride": stride,
-            "top": padding[2],
-            "left": padding[0],
-        },
+        {**geometry(x, out, kernel, stride, padding), "channels": channels},
         dtype=x.dtype,
         activation=activation,
         tile=tile,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mbv3fast.cuda.depthwise_conv import count_tiles
+from mbv3fast.cuda.depthwise_conv import count_tiles, geometry
 from mbv3fast.cuda.launch import Kernel, Tile, launch
 from mbv3fast.cuda.structs import InvertedResidualArgs
 
@@ -40,7 +40,7 @@ def inverted_residual(
     [N, H', W', M] of float16 or bfloat16; biases float32; C, E and M multiples of 8. padding as in
     `depthwise_conv`. A residual that is x itself is read once.
     """
-    images, height, width, inputs = x.shape
+    images, _, _, inputs = x.shape
     channels = weight.shape[1]
     adds_input = residual is x and (expand_weight is not None or channels <= tile["step"])
     _, out_height, out_width, outputs = out.shape
@@ -59,18 +59,10 @@ def inverted_residual(
         },
         {"out": out, "pool": pool},
         {
-            "images": images,
-            "height": height,
-            "width": width,
-            "out_height": out_height,
-            "out_width": out_width,
+            **geometry(x, out, kernel, stride, padding),
             "inputs": inputs,
             "channels": channels,
             "outputs": 0 if project_weight is None else outputs,
-            "kernel": kernel,
-            "stride": stride,
-            "top": padding[2],
-            "left": padding[0],
             "adds_input": adds_input,
         },
         dtype=x.dtype,

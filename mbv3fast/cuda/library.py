@@ -65,6 +65,7 @@ def architectures() -> str:
     return str(library().mbv3fast_architectures().decode())
 
 
+@functools.cache  # which every call of a model asks
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether code for these architectures runs on a GPU: that of its major version up to its minor one, or PTX."""
     for name in architectures.split():

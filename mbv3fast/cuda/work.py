@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple
 
-from mbv3fast.launching import Launch, Work
+from mbv3fast.launching import Launch, Work, issued_bytes
 
 _FRAGMENT = 16  # rows and columns that tensor cores take
 _SLICE = 64  # inputs of a warp in a stage of csrc/pointwise_conv.cu
@@ -41,12 +41,6 @@ def _axes(launch: Launch) -> tuple[Axis, Axis]:
     return rows, Axis(s["width"], s["out_width"], tile["tile_width"], s["kernel"], s["stride"], s["left"])
 
 
-def _issued(launch: Launch, **elements: int) -> int:
-    """Bytes of the elements that are named of each tensor. Raises KeyError for a tensor that is not counted."""
-    tensors = {**launch.reads, **launch.writes}
-    return sum(elements[name] * tensor.itemsize for name, tensor in tensors.items())
-
-
 @functools.cache
 def _rounded(rows: Axis, columns: Axis, multiple: int) -> int:
     """Pixels of all tiles' windows that exist, each tile's rounded up."""
@@ -61,7 +55,7 @@ def _inverted_residual(launch: Launch) -> Work:
     read, tiles = sum(rows.inside()) * sum(columns.inside()), programs // splits  # pixels of an image's tiles
     steps = ceil(channels / tile["step"])
     padded = steps * tile["step"]
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=images * read * (inputs * splits if expands else channels),
         expand_weight=tiles * channels * inputs,
@@ -91,7 +85,7 @@ def _depthwise_conv(launch: Launch) -> Work:
     tiles = programs // blocks
     read = sum(rows.inside()) * sum(columns.inside())
     strips = ceil(s["out_height"] / tile["tile_height"]) * tile["tile_height"] * ceil(s["out_width"] / 4)
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=s["images"] * read * channels,
         weight=s["images"] * strips * taps * channels,
@@ -108,7 +102,7 @@ def _pointwise_conv(launch: Launch) -> Work:
     inputs, outputs, rows = s["inputs"], s["outputs"], s["images"] * s["pixels"]
     blocks = ceil(outputs / tile["tile_outputs"])
     tiles, warps = programs // blocks, {16: 4, 32: 2}.get(tile["tile_rows"], 1)  # that share the inputs
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         x=rows * inputs * blocks,
         scale=programs * inputs,
@@ -128,7 +122,7 @@ def _excite(launch: Launch) -> Work:
     groups = ceil(images / tile["images_per_cluster"])
     slices = programs // groups
     layers = ("fc1_weight" in launch.reads) + ("fc2_weight" in launch.reads)  # one in each of two launches, or both
-    issued = _issued(
+    issued = issued_bytes(
         launch,
         pool=images * slices * s["tiles"] * channels,
         fc1_weight=groups * squeezed * channels,
