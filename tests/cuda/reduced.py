@@ -35,7 +35,8 @@ CUTS = {
         "depthwise_conv.cu",
         (
             (r"by_geometry<bfloat16>", "by_geometry<float16>"),
-            (r"  if \(a.kernel == 3\) return .*\n  return .*\n", "  return by_activation<T, 5, 2>(a, stream);\n"),
+            (r"a.stride == 1 \? (by_activation<T, 3, 1>\(a, stream\)) : .*;", r"\1;"),
+            (r"a.stride == 1 \? .* : (by_activation<T, 5, 2>)", r"\1"),
             (r"  switch (.*\n){5}", "  return run<T, K, Stride, Activation::relu>(a, stream);\n"),
         ),
     ),
