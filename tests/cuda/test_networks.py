@@ -95,11 +95,11 @@ def test_feature_maps() -> None:
 
 
 def test_the_digits_are_read_as_the_reference_reads_them() -> None:
-    model, x = on_cuda(trained_small()), digit_tiles()[:10].half()
+    model, x = on_cuda(trained_small()), digit_tiles()[:6].half()
     with torch.inference_mode():
         got, wanted = model(x).argmax(1), model.reference_forward(x).argmax(1)
     assert torch.equal(got, wanted)
-    assert torch.equal(got, torch.arange(10))
+    assert torch.equal(got, torch.arange(6))
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
