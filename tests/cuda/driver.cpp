@@ -16,7 +16,9 @@ class Memory {
   // Numbers about +-1/8, of float16 (bits whose exponent is 12 of 31) or float32.
   void* halves(std::size_t count) {
     auto* data = static_cast<std::uint16_t*>(take(2 * count));
-    for (std::size_t i = 0; i < count; ++i) data[i] = static_cast<std::uint16_t>(0x3000 | (i * 7919 % 64) << 3 | i % 3 << 15);
+    for (std::size_t i = 0; i < count; ++i) {
+      data[i] = static_cast<std::uint16_t>(0x3000 | (i * 7919 % 64) << 3 | i % 2 << 15);
+    }
     return data;
   }
   float* floats(std::size_t count) {
@@ -84,7 +86,8 @@ void inverted_residual() {
   a.dtype = MBV3FAST_FLOAT16, a.activation = MBV3FAST_RELU, a.overlapped = 1;
   a.tile_height = 4, a.tile_width = 8, a.step = 32, a.splits = 1, a.adds_input = 1;
   a.x = m.halves(2 * 70 * 24), a.expand_weight = m.halves(72 * 24), a.expand_bias = m.floats(72);
-  a.weight = m.halves(9 * 72), a.bias = m.floats(72), a.project_weight = m.halves(24 * 72), a.project_bias = m.floats(24);
+  a.weight = m.halves(9 * 72), a.bias = m.floats(72);
+  a.project_weight = m.halves(24 * 72), a.project_bias = m.floats(24);
   a.out = m.out(2 * 2 * 70 * 24);
   check("inverted_residual", mbv3fast_inverted_residual(&a, nullptr), m);
 }
