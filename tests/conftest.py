@@ -14,6 +14,7 @@ from sklearn.datasets import load_sample_images
 
 import benchmarks  # noqa: F401 # lays the link to the kernels, which a checkout that isn't installed lacks
 import mbv3fast
+from mbv3fast import backend
 from mbv3fast.cuda import library
 from tests.peers import peer
 from tests.stand_ins import StandIn, stand_in_for_a_gpu
@@ -79,7 +80,8 @@ def emulated_library() -> Path:
 @pytest.fixture
 def emulation(emulated_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CDLL]:
     """As if MBV3FAST_EMULATE=1 had been set at the start: the library, which takes CPU tensors."""
-    monkeypatch.setattr(library, "emulated", lambda: True)
+    for module in (library, backend):
+        monkeypatch.setattr(module, "emulated", lambda: True)
     assert library.library_path() == emulated_library
     loaded = library.library()
     yield loaded

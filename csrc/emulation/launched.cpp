@@ -1,8 +1,8 @@
 // What launchers ask for, for tests: that what Python believes of a launch, and plans with, is so.
 #include "machine.hpp"
 
-// How many launches the calling thread made, and of the last: blocks, threads of each, bytes of its shared memory, blocks
-// of a cluster.
+// How many launches the calling thread made, and of the last: blocks, threads of each, bytes of its shared memory,
+// blocks of a cluster.
 extern "C" __attribute__((visibility("default"))) void mbv3fast_emulation_launched(std::int64_t (*figures)[5]) {
   const mbv3fast::emulation::Launched& all = mbv3fast::emulation::launched();
   const mbv3fast::emulation::Config& last = all.last;

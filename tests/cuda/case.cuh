@@ -1,4 +1,4 @@
-// What the kernels of these tests share: a block of 64 threads, or two in a cluster, and a float of `in` and `out` for each.
+// What the kernels of these tests share: a block of 64 threads, or two in a cluster; a float of `in` and `out` for each.
 #pragma once
 
 #include <map>

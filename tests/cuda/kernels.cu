@@ -1,4 +1,5 @@
 // Kernels for tests of the emulation: right and wrong ones by name, and the tensor cores' words by themselves.
+#include "clusters.cuh"
 #include "memory.cuh"
 #include "threads.cuh"
 
@@ -59,7 +60,7 @@ extern "C" {
 MBV3FAST_API const char* test_cases(void) {
   static std::string names;
   names.clear();
-  for (const Cases* cases : {&kMemory, &kThreadsThatMeet}) {
+  for (const Cases* cases : {&kMemory, &kThreadsThatMeet, &kClusters}) {
     for (const auto& [name, unused] : *cases) names += name + "\n";
   }
   return names.c_str();
@@ -68,7 +69,8 @@ MBV3FAST_API const char* test_cases(void) {
 // A case on `in` and `out` of 64 floats.
 MBV3FAST_API int test_case(const char* name, float* out, const float* in) {
   return guarded(name, [&] {
-    const Case& chosen = kMemory.count(name) != 0 ? kMemory.at(name) : kThreadsThatMeet.at(name);
+    const Cases& cases = kMemory.count(name) != 0 ? kMemory : kClusters.count(name) != 0 ? kClusters : kThreadsThatMeet;
+    const Case& chosen = cases.at(name);
     emulation::Config config;
     config.grid.x = config.cluster = chosen.cluster;
     config.block.x = chosen.threads;

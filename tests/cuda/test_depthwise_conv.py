@@ -125,20 +125,3 @@ def test_what_is_refused(emulation: ctypes.CDLL, given: dict[str, object], words
     assert emulation
     with pytest.raises(KernelError, match=f"^depthwise_conv: {words}$"):
         call(**given)
-
-
-@pytest.mark.parametrize(("field", "value"), [("dtype", 0), ("dtype", 3), ("activation", 3), ("images", -1)])
-def test_numbers_that_python_never_passes(emulation: ctypes.CDLL, field: str, value: int) -> None:
-    """But C may."""
-    from mbv3fast.cuda.structs import DepthwiseConvArgs
-
-    buffer = torch.zeros(4096)
-    args = DepthwiseConvArgs(
-        **dict.fromkeys(("x", "weight", "bias", "out"), buffer.data_ptr()),
-        **dict.fromkeys(("images", "height", "width", "out_height", "out_width", "stride", "dtype"), 1),
-        **{"channels": 8, "kernel": 3, **tile_of(4, 8, 4)},
-    )
-    assert emulation.mbv3fast_depthwise_conv(ctypes.byref(args), None) == 0
-    setattr(args, field, value)
-    code = emulation.mbv3fast_depthwise_conv(ctypes.byref(args), None)
-    assert emulation.mbv3fast_error(code).decode().startswith(f"depthwise_conv: {field}: got {value}, needs ")

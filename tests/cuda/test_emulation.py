@@ -1,6 +1,6 @@
 """The emulation sees what is wrong with a kernel, whatever the order of its threads, and nothing where nothing is.
 
-Each kernel of memory.cuh and threads.cuh that is wrong has one defect, and is told by the check that is for it.
+Each wrong kernel of memory.cuh, threads.cuh and clusters.cuh has one defect, and is told by the check that is for it.
 """
 
 from __future__ import annotations

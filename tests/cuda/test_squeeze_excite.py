@@ -176,7 +176,7 @@ def test_images_that_shared_memory_has_no_room_for(emulation: ctypes.CDLL) -> No
 @pytest.mark.parametrize(
     ("cluster", "together", "two"), [(4, 1, False), (4, 8, False), (1, 1, False), (1, 1, True), (1, 8, True)]
 )
-@pytest.mark.parametrize("shape", [(72, 18), (576, 144)])
+@pytest.mark.parametrize("shape", [(72, 18), (288, 72)])
 def test_the_launcher_of_python(
     emulation: ctypes.CDLL, shape: tuple[int, int], cluster: int, together: int, two: bool
 ) -> None:

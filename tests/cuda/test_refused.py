@@ -1,0 +1,122 @@
+"""What functions of the C API refuse beside what Python's launchers can pass: each argument by its name."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from mbv3fast.cuda.structs import DepthwiseConvArgs, InvertedResidualArgs, PointwiseConvArgs
+
+REFUSED = 10001
+BUFFER = torch.zeros(4096)
+ONE_PIXEL = dict.fromkeys(("images", "height", "width", "out_height", "out_width", "stride", "dtype", "activation"), 1)
+RIGHT: dict[str, tuple[type[ctypes.Structure], str, dict[str, int]]] = {
+    "depthwise_conv": (
+        DepthwiseConvArgs,
+        "x weight bias out",
+        {**ONE_PIXEL, "channels": 8, "kernel": 3, "tile_height": 4, "tile_width": 8, "groups": 4},
+    ),
+    "inverted_residual": (
+        InvertedResidualArgs,
+        "x expand_weight expand_bias weight bias project_weight project_bias out",
+        {**ONE_PIXEL, "inputs": 24, "channels": 32, "outputs": 24, "kernel": 3, "tile_height": 4, "tile_width": 8}
+        | {"step": 32, "splits": 1},
+    ),
+    "pointwise_conv": (
+        PointwiseConvArgs,
+        "x weight bias out",
+        {"images": 1, "pixels": 1, "dtype": 1, "inputs": 8, "outputs": 8, "tile_rows": 16, "tile_outputs": 16},
+    ),
+}
+WRONG = {
+    "depthwise_conv": [
+        ("x", None, "got null"),
+        ("weight", None, "got null"),
+        ("bias", None, "got null"),
+        ("out", None, "got null"),
+        ("images", -1, "got -1, needs 0 or more"),
+        ("images", 1 << 40, "blocks: got"),
+        ("height", 0, "got 0, needs 1 or more"),
+        ("width", -3, "got -3, needs 1 or more"),
+        ("out_height", 0, "got 0, needs 1 or more"),
+        ("out_width", 0, "got 0, needs 1 or more"),
+        ("channels", 0, "got 0, needs a multiple of 8"),
+        ("dtype", 0, "got 0, needs float16 or bfloat16"),
+        ("dtype", 3, "got 3, needs float16 or bfloat16"),
+        ("activation", 3, "got 3, needs none, relu or hardswish"),
+        ("activation", -1, "got -1, needs none, relu or hardswish"),
+        ("groups", 1 << 30, "threads: got"),
+    ],
+    "inverted_residual": [
+        ("images", -1, "got -1, needs 0 or more"),
+        ("images", 1 << 40, "blocks: got"),
+        ("height", 0, "height * width: got 0, needs 1 or more"),
+        ("out_width", 0, "out_height * out_width: got 0, needs 1 or more"),
+        ("outputs", 0, "got 0, needs a multiple of 8"),
+        ("inputs", -8, "got -8, needs a multiple of 8"),
+        ("dtype", 0, "got 0, needs float16 or bfloat16"),
+        ("project_weight", None, "pool: got null"),
+        ("expand_weight", None, "inputs: got 24, needs as many as channels"),
+        ("residual", 8, "residual: needs to be aligned to 16 bytes"),
+        ("step", 16, "tile_height, tile_width, step, outputs: no such tile"),
+    ],
+    "pointwise_conv": [
+        ("images", -1, "got -1, needs 0 or more"),
+        ("images", 1 << 40, "images * pixels: got"),
+        ("pixels", 0, "got 0, needs 1 or more"),
+        ("inputs", 0, "got 0, needs a multiple of 8"),
+        ("outputs", -8, "got -8, needs a multiple of 8"),
+        ("dtype", 3, "got 3, needs float16 or bfloat16"),
+        ("activation", 3, "got 3, needs none, relu or hardswish"),
+        ("tile_rows", 0, "tile_rows, tile_outputs: got 0, 16"),
+    ],
+}
+
+
+def call(library: ctypes.CDLL, name: str, **changed: int | None) -> tuple[int, str]:
+    """A right call but for what is changed: its code, and the library's words."""
+    struct, pointers, numbers = RIGHT[name]
+    args = struct(**dict.fromkeys(pointers.split(), BUFFER.data_ptr()), **numbers)
+    for field, value in changed.items():
+        setattr(args, field, value)
+    code = getattr(library, f"mbv3fast_{name}")(ctypes.byref(args), None)
+    return code, library.mbv3fast_error(code).decode()
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_calls(emulation: ctypes.CDLL, name: str) -> None:
+    assert call(emulation, name) == (0, "no error")
+    assert call(emulation, name, images=0) == (0, "no error")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "words"), [(name, *wrong) for name, cases in WRONG.items() for wrong in cases]
+)
+def test_wrong_ones(emulation: ctypes.CDLL, name: str, field: str, value: int | None, words: str) -> None:
+    code, said = call(emulation, name, **{field: value})
+    assert code == REFUSED
+    assert said.startswith(f"{name}: ")
+    assert (words if ": " in words else f"{field}: {words}") in said
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"stride": 2}, {"inputs": 32}, {"height": 2}, {"residual": BUFFER.data_ptr()}, {"project_weight": None}],
+)
+def test_an_input_that_cannot_be_added(emulation: ctypes.CDLL, changed: dict[str, int | None]) -> None:
+    assert call(emulation, "inverted_residual", adds_input=1) == (0, "no error")
+    pool = {"pool": BUFFER.data_ptr()} if "project_weight" in changed else {}
+    code, said = call(emulation, "inverted_residual", adds_input=1, **changed, **pool)
+    assert code == REFUSED
+    assert said == "inverted_residual: adds_input: got 1, needs an output like x, and no other residual"
+
+
+def test_an_input_that_comes_in_several_steps(emulation: ctypes.CDLL) -> None:
+    """It isn't in shared memory in the end."""
+    same = {"expand_weight": None, "adds_input": 1, "step": 16, "tile_height": 8, "tile_width": 16}
+    assert call(emulation, "inverted_residual", inputs=16, channels=16, outputs=16, **same)[0] == 0
+    code, said = call(emulation, "inverted_residual", inputs=32, channels=32, outputs=32, **same)
+    assert code == REFUSED
+    assert said == "inverted_residual: adds_input: got 1, needs one step where nothing is expanded"
