@@ -60,7 +60,7 @@ def sources_of(folder: Path, *instances: str) -> Path:
 # What the emulation can't see: it believes the sizes that launchers tell, and arrays in registers have no bounds there.
 LIE = (
     ("weights(a.bias, a.channels)", "weights(a.bias, 2 * a.channels)"),
-    ("p.bias + (channel + 4 * half)", "p.bias + (channel + 8 + 4 * half)"),
+    ("load_floats(bias, p.bias + channel)", "load_floats(bias, p.bias + channel + 8)"),
 )
 BEYOND = (("sums[o][c] = bias[c];", "sums[o][c] = bias[c + o];"),)
 SEEN = {
