@@ -31,6 +31,7 @@ struct Traits {
   using T = Number;
   static constexpr int kRows = Rows, kColumns = Columns, kWarpsM = WarpsM, kWarpsK = WarpsK;
   static constexpr int kThreads = 32 * WarpsM * WarpsK;
+  static constexpr int kBlocks = 3;  // of a multiprocessor, as its shared memory has room for; unasked, ptxas spills
   static constexpr int kM = 16 * Rows * WarpsM, kN = 16 * Columns;
   static constexpr int kDepth = 64, kSlice = kDepth * WarpsK;  // inputs of a warp, and of a block, in a stage
   static constexpr int kStages = WarpsK > 1 ? 2 : 3;
@@ -144,7 +145,8 @@ __device__ __forceinline__ void write(const Block<C>& b, const Sums<C>& sums) {
 }
 
 template <class C>
-__global__ void __launch_bounds__(C::kThreads) pointwise_conv_kernel(const __grid_constant__ PointwiseConv<typename C::T> p) {
+__global__ void __launch_bounds__(C::kThreads, C::kBlocks) pointwise_conv_kernel(
+    const __grid_constant__ PointwiseConv<typename C::T> p) {
   const Block<C> b(p);
   const int stages = ceil_div(p.inputs, C::kSlice);
   start_successor();

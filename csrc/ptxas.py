@@ -1,11 +1,16 @@
-"""What ptxas says of kernels (`--ptxas-options=-v`), as rows of a table. Imports the standard library alone."""
+"""What ptxas says of kernels (`--ptxas-options=-v`), as rows of a table. Imports the standard library alone.
+
+By itself it prints the table of docs/cuda-kernels.md: `python csrc/ptxas.py build/csrc/cuda/ptxas/*.log`.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 _ENTRY = re.compile(r"ptxas info\s*: Compiling entry function '(\w+)' for 'sm_(\w+)'")
@@ -63,3 +68,19 @@ def _short(name: str) -> str:
         if letter == "(" and depth == 0:
             return name[:place]
     return name
+
+
+def table(rows: Iterable[Usage]) -> str:
+    """Markdown: a line a kernel, a column an architecture; registers of a thread, and the bytes that it spills."""
+    kernels: dict[str, dict[str, str]] = {}
+    for row in rows:
+        spilled = f" ({row.spill_stores} B spilled)" if row.spill_stores else ""
+        kernels.setdefault(f"`{row.kernel}`", {})[row.architecture] = f"{row.registers}{spilled}"
+    names = sorted({name for columns in kernels.values() for name in columns}, key=lambda name: int(name.rstrip("a")))
+    lines = [["kernel", *(f"sm_{name}" for name in names)], ["---", *["---:"] * len(names)]]
+    lines += [[kernel, *(columns.get(name, "-") for name in names)] for kernel, columns in sorted(kernels.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(table(demangled(row for log in sys.argv[1:] for row in parse_log(Path(log).read_text(encoding="utf-8")))))

@@ -15,15 +15,12 @@ import pytest
 from mbv3fast.cli import main
 from mbv3fast.csrc import build as builder
 from mbv3fast.csrc.build import BuildError, chosen_architectures, first_errors, install, parse_architectures
-from mbv3fast.csrc.ptxas import Usage, demangled, parse_log
-from mbv3fast.cuda import library
 from tests.cli import run
 
 ROOT = Path(__file__).parents[1]
 OFFERED = ("75", "80", "86", "89", "90", "120")
 VARIABLES = ("MBV3FAST_SKIP_CUDA", "MBV3FAST_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "CXX")
 needs_tools = pytest.mark.skipif(bool(builder.lacks_tools(emulated=True)), reason=builder.lacks_tools(emulated=True))
-needs_nvcc = pytest.mark.skipif(bool(builder.lacks_tools()), reason=builder.lacks_tools())
 FAILING_NVCC = """#!/bin/sh
 case "$*" in *--list-gpu-code*) echo sm_80; exit 0;; esac
 echo "host_config.h:143:2: error: #error -- unsupported GNU version!" >&2
@@ -34,22 +31,6 @@ cmake_minimum_required(VERSION 3.24)
 project(tiny LANGUAGES CXX)
 add_library(mbv3fast_emulated SHARED tiny.cpp)
 """
-# Of nvcc 13.0: a kernel with spills of its own and of a function that it calls, and shared memory; a plain one.
-LOG = """ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN8mbv3fast43_GLOBAL__N__fc3c7376_5_k2_cu_4ebf179e_254704sumsIfLi3EEEvPT_' for 'sm_80'
-ptxas info    : Function properties for _ZN8mbv3fast43_GLOBAL__N__fc3c7376_5_k2_cu_4ebf179e_254704sumsIfLi3EEEvPT_
-    896 bytes stack frame, 32 bytes spill stores, 20 bytes spill loads
-ptxas info    : Used 32 registers, used 1 barriers, 896 bytes cumulative stack size, 256 bytes smem, 360 bytes cmem[0]
-ptxas info    : Compile time = 31.467 ms
-ptxas info    : Function properties for _ZN41_INTERNAL_fc3c7376_5_k2_cu_4ebf179e_254708mbv3fast43_GLOBAL__N__fc3c7376_5_k2_cu_4ebf179e_254706helperEf
-    0 bytes stack frame, 860 bytes spill stores, 896 bytes spill loads
-ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN8mbv3fast50_GLOBAL__N__5546355a_17_depthwise_conv_cu_73eaf8d121depthwise_conv_kernelI13__nv_bfloat16Li5ELi2ELNS_10ActivationE2EEEvNS0_13DepthwiseConvIT_EE' for 'sm_90'
-ptxas info    : Function properties for _ZN8mbv3fast50_GLOBAL__N__5546355a_17_depthwise_conv_cu_73eaf8d121depthwise_conv_kernelI13__nv_bfloat16Li5ELi2ELNS_10ActivationE2EEEvNS0_13DepthwiseConvIT_EE
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 112 registers, used 1 barriers
-ptxas info    : Compile time = 74.820 ms
-"""  # noqa: E501
 
 
 @pytest.fixture(autouse=True)
@@ -301,38 +282,6 @@ def test_the_command_that_cannot_build_ends_in_a_line() -> None:
     assert result.output.startswith("Error: no nvcc, which the CUDA toolkit has")
     assert run("build", "--emulated", "--arch", "9.0").exit_code == 2
     assert "build" in main.commands
-
-
-@needs_nvcc
-def test_nvcc_builds_for_one_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its own folder of objects, so that a developer's stay; and ptxas's figures beside them."""
-    built = builder.build(tmp_path, arch="9.0+PTX", folder="cuda-tests")
-    monkeypatch.setattr(library, "FOLDER", tmp_path)
-    monkeypatch.setattr(library, "emulated", lambda: False)
-    assert library.library_path() == built
-    assert library.architectures() == "90 90+PTX"
-    assert library.library().mbv3fast_emulated() == 0
-    log = (ROOT / "build" / "csrc" / "cuda-tests" / "ptxas" / "depthwise_conv.log").read_text()
-    rows = parse_log(log)
-    assert {row.architecture for row in rows} == {"90"}
-    assert all(0 < row.registers <= 128 and row.spill_stores == 0 for row in rows)
-    assert any(row.kernel.startswith("depthwise_conv_kernel<") for row in demangled(rows))
-
-
-def test_a_log_of_ptxas_becomes_rows() -> None:
-    rows = parse_log(LOG)
-    assert [row[1:] for row in rows] == [("80", 32, 892, 916, 256), ("90", 112, 0, 0, 0)]
-    assert rows[1].kernel.startswith("_ZN8mbv3fast50_GLOBAL__N__5546355a")
-    assert parse_log("") == demangled([]) == []
-
-
-@pytest.mark.skipif(shutil.which("c++filt") is None, reason="no c++filt")
-def test_rows_have_readable_names() -> None:
-    assert [row.kernel for row in demangled(parse_log(LOG))] == [
-        "sums<float, 3>",
-        "depthwise_conv_kernel<__nv_bfloat16, 5, 2, (Activation)2>",
-    ]
-    assert demangled([Usage("main", "90", 1, 0, 0, 0)])[0].kernel == "main"
 
 
 def test_first_errors_are_the_compilers() -> None:

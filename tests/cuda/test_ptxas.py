@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiles, and none spills a register; what ptxas says of it."""
+"""nvcc makes the library for every default architecture, in which no kernel spills a register."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ from pathlib import Path
 
 import pytest
 
+from mbv3fast.cuda import library
 from mbv3fast.cuda.tiles import TILES
 
 builder = pytest.importorskip("mbv3fast.csrc.build")
 ptxas = pytest.importorskip("mbv3fast.csrc.ptxas")
 pytestmark = pytest.mark.skipif(bool(builder.lacks_tools()), reason=builder.lacks_tools())
-REGISTERS = 255  # a thread may have
+REGISTERS = 255  # a thread may have; a Large's widest blocks hold some two hundred, of sums and taps
 STATIC_SHARED = 1024  # bytes: kernels have theirs from the launch
-ALL = "8.0 8.6 8.7 8.9 9.0 10.0 12.0+PTX"
+ALL = "8.0 8.6 8.7 8.9 9.0 10.0 12.0+PTX"  # the default, whatever the environment says
 
 
-@pytest.mark.slow  # minutes: ninety seconds of a core for each architecture
-@pytest.mark.parametrize("arch", ["8.0", "9.0", ALL])
-def test_no_kernel_spills(arch: str, tmp_path: Path) -> None:
-    """A Large's widest blocks hold some two hundred registers of sums and taps."""
-    folder = f"ptxas-{arch.split()[0]}" if arch != ALL else "ptxas-all"
-    builder.build(tmp_path, arch=arch, folder=folder, say=lambda _: None)
-    logs = sorted((builder.SOURCES.parent / "build" / "csrc" / folder / "ptxas").glob("*.log"))
+def test_the_library_has_every_kernel_and_none_spills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one test, as the library takes minutes; in a folder of its own, so that a developer's objects stay."""
+    built = builder.build(tmp_path, arch=ALL, folder="ptxas", say=lambda _: None)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    monkeypatch.setattr(library, "emulated", lambda: False)
+    assert library.library_path() == built
+    assert library.architectures() == "80 86 87 89 90 100 120 90+PTX"
+    assert library.library().mbv3fast_emulated() == 0
+    logs = sorted((builder.SOURCES.parent / "build" / "csrc" / "ptxas" / "ptxas").glob("*.log"))
     rows = ptxas.demangled([row for log in logs for row in ptxas.parse_log(log.read_text(encoding="utf-8"))])
-    assert {row.architecture for row in rows} == {name.replace(".", "").partition("+")[0] for name in arch.split()}
+    assert {row.architecture for row in rows} == set(builder.DEFAULT)
     assert [row for row in rows if row.spill_stores or row.spill_loads] == []
-    assert max(row.registers for row in rows) <= REGISTERS
+    assert all(0 < row.registers <= REGISTERS for row in rows)
     assert max(row.shared for row in rows) <= STATIC_SHARED
     blocks = [row for row in rows if row.kernel.startswith("inverted_residual_kernel")]
-    assert len(blocks) == 2 * len(TILES) * len(arch.split()), "both dtypes, every tile"
+    assert len(blocks) == 2 * len(TILES) * len(builder.DEFAULT), "both dtypes, every tile"
