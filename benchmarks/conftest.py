@@ -18,7 +18,7 @@ from benchmarks.machine import DEVICE
 from benchmarks.machine import machine_info as this_machine
 from benchmarks.names import OURS
 from mbv3fast.cost import Floors
-from mbv3fast.selfcheck import sources
+from mbv3fast.records import sources
 
 ENOUGH = 1000  # calls, of which ten are slower than their p99
 REFUSED: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()

@@ -37,6 +37,8 @@ const char* mbv3fast_architectures(void) {
 #endif
 }
 
+const char* mbv3fast_sources(void) { return MBV3FAST_SOURCES; }
+
 void mbv3fast_emulate([[maybe_unused]] int capability, [[maybe_unused]] uint64_t seed) {
 #ifdef MBV3FAST_EMULATED
   mbv3fast::emulation::chip().capability = capability;

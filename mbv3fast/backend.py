@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from mbv3fast.clearance import tried, untried
 from mbv3fast.cuda.launch import DTYPES
 from mbv3fast.cuda.library import emulated, lacks_library, lacks_loading
 
@@ -73,10 +74,12 @@ def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decisi
         lack = lacks_cuda(device, dtype)
         if lack:
             raise BackendError(f"{request.origin}: 'cuda' can't serve {dtype} on {device}: {lack}")
-        others = "PyTorch" if lacks_kernels(device, dtype) else "Triton"
-        how = "emulated on the CPU" if device.type == "cpu" else f"on {device}"
-        return Decision(True, f"CUDA: fused blocks {how}, all else by {others}", "cuda", by_name=True)
+        return _by_cuda(device, dtype, by_name=True)
+    if request.name == "auto" and device.type == "cuda" and not lacks_trusted_cuda(device, dtype):
+        return _by_cuda(device, dtype, by_name=False)
     lack = lacks_kernels(device, dtype)
+    if request.name == "auto" and device.type == "cuda" and not lack and tried("layers", device):
+        lack = untried("layers", device)
     if request.name == "triton" and lack:
         raise BackendError(f"{request.origin}: 'triton' can't serve {dtype} on {device}: {lack}")
     if request.name == "triton" or (request.name == "auto" and device.type == "cuda" and not lack):
@@ -88,6 +91,12 @@ def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decisi
     if dtype not in SERVED_DTYPES:
         return Decision(False, f"{dtype} is not served: PyTorch runs the modules")
     return Decision(True, "CPU: batch norm folded, channels_last, run in float32 by PyTorch's convolutions")
+
+
+def _by_cuda(device: torch.device, dtype: torch.dtype, *, by_name: bool) -> Decision:
+    others = "PyTorch" if lacks_kernels(device, dtype) else "Triton"
+    how = "emulated on the CPU" if device.type == "cpu" else f"on {device}"
+    return Decision(True, f"CUDA: fused blocks {how}, all else by {others}", "cuda", by_name)
 
 
 def _check_plan(plan: str, backend: str) -> None:
@@ -109,6 +118,11 @@ def lacks_cuda(device: torch.device, dtype: torch.dtype) -> str:
     if dtype not in DTYPES:
         return f"CUDA kernels are of {' and '.join(str(kind).removeprefix('torch.') for kind in DTYPES)}"
     return lacks_library(device)
+
+
+def lacks_trusted_cuda(device: torch.device, dtype: torch.dtype) -> str:
+    """Why `auto` doesn't choose CUDA kernels, which could hang a GPU where they are wrong; empty where it does."""
+    return lacks_cuda(device, dtype) or untried("blocks", device)
 
 
 def on_hardware(backend: str) -> bool:

@@ -7,28 +7,23 @@ directory under everything that it depends on.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.metadata
-import json
 import logging
-import os
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from mbv3fast._version import __version__
-from mbv3fast.atomic import replacing
 from mbv3fast.disagreement import disagreement
 from mbv3fast.plan import Plan
+from mbv3fast.records import gpu_identity, keep_record, read_record, sources
 from mbv3fast.timing import device_seconds
-from mbv3fast.torch_state import cuda_driver_version, fork_safe_lock, tf32_allowed
+from mbv3fast.torch_state import fork_safe_lock, tf32_allowed
 
 logger = logging.getLogger("mbv3fast")
-CACHE = "MBV3FAST_CACHE"
+FILE = "verdicts.json"
 _RUNS = 10
 _LOCK = fork_safe_lock()
 
@@ -55,11 +50,12 @@ def judge(
     """
     key = fingerprint(plan, shape, device)
     with _LOCK:
-        kept = _read(key)
-        if kept is None:
-            kept = _judge(plan, shape, device, ours, theirs, timer or gpu_seconds)
-            _write(key, kept)
-    return kept
+        kept = read_record(FILE, key)
+        if kept is not None:
+            return Verdict(kept["reason"], kept.get("speedup"))
+        verdict = _judge(plan, shape, device, ours, theirs, timer or gpu_seconds)
+        keep_record(FILE, key, verdict._asdict())
+    return verdict
 
 
 def _judge(
@@ -89,55 +85,3 @@ def fingerprint(plan: Plan, shape: tuple[int, ...], device: torch.device) -> str
     ]
     parts = (gpu_identity(device), __version__, sources(), str(plan.dtype), tf32_allowed(), shape, steps)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def gpu_identity(device: torch.device) -> str:
-    """The GPU, its driver, and the versions of what compiles for it."""
-    versions = f"torch {torch.__version__} triton {importlib.metadata.version('triton')}"
-    if device.type != "cuda":
-        return f"{device.type} {versions}"
-    properties = torch.cuda.get_device_properties(device)
-    chip = f"{properties.name} {properties.major}.{properties.minor} driver {cuda_driver_version()}"
-    return f"{chip} {versions}"
-
-
-@functools.cache
-def sources() -> str:
-    """A hash of our kernels, of their tuned tables, and of what calls them."""
-    digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for pattern in ("kernels/*.py", "kernels/tables/*.json", "ops/*.py", "cuda/*.py", "lib/libmbv3fast_cuda.so"):
-        for path in sorted(folder.glob(pattern)):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def records() -> Path:
-    """The file of verdicts: in MBV3FAST_CACHE, or the user's cache directory."""
-    base = os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mbv3fast")
-    return Path(base, "verdicts.json")
-
-
-def _read(key: str) -> Verdict | None:
-    entry = _entries().get(key)
-    if not isinstance(entry, dict) or not isinstance(entry.get("reason"), str):
-        return None
-    return Verdict(entry["reason"], entry.get("speedup"))
-
-
-def _entries() -> dict[str, Any]:
-    """What the file holds; nothing where it is not there or damaged."""
-    try:
-        entries = json.loads(records().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # no home, lists without end
-        return {}
-    return entries if isinstance(entries, dict) else {}
-
-
-def _write(key: str, verdict: Verdict) -> None:
-    try:
-        records().parent.mkdir(parents=True, exist_ok=True)
-        with replacing(records()) as path:
-            path.write_text(json.dumps({**_entries(), key: verdict._asdict()}, indent=1), encoding="utf-8")
-    except (OSError, RuntimeError) as error:
-        logger.info("self-check: its verdict is not kept: %s", error)

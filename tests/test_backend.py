@@ -131,6 +131,7 @@ def test_what_is_left_to_pytorch(device: torch.device, dtype: torch.dtype, reaso
 
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_is_served_by_triton_unless_torch_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "tried", lambda *_: None)  # no GPU to ask for its name
     decision = decide(AUTO, CUDA, torch.float16)
     assert (decision.fused, decision.backend) == (True, "triton")
     decision = decide(TORCH, CUDA, torch.float16)

@@ -19,7 +19,10 @@ FLOORS = (
     ("tables", "assets", "atomic", "_version", "gpus", "csrc"),
     ("kernels", "cuda"),
     ("config",),
-    ("layers", "preprocess", "torch_state", "backend", "opaque"),
+    ("layers", "preprocess", "torch_state", "opaque"),
+    ("records",),
+    ("clearance",),
+    ("backend",),
     ("reference", "description"),
     ("torch_ops", "ops"),
     ("checks", "traffic", "calls"),
@@ -36,6 +39,7 @@ FLOORS = (
     ("bound",),
     ("fast",),
     ("factory",),
+    ("trial",),
     ("cli",),
     ("", "__main__"),  # the package's own face
 )

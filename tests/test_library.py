@@ -27,6 +27,7 @@ extern "C" const char* mbv3fast_error(int) {{ return "stub"; }}
 extern "C" int mbv3fast_emulated() {{ return 0; }}
 extern "C" void mbv3fast_emulate(int, unsigned long) {{}}
 extern "C" const char* {architectures}() {{ return "80 87 90 120+PTX"; }}
+extern "C" const char* mbv3fast_sources() {{ return "{sources}"; }}
 """
 
 
@@ -43,11 +44,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def put_stub(folder: Path, version: int = library.VERSION, architectures: str = "mbv3fast_architectures") -> Path:
+def put_stub(
+    folder: Path,
+    version: int = library.VERSION,
+    architectures: str = "mbv3fast_architectures",
+    sources: str = "",
+) -> Path:
     """A library for GPUs by name, which has no kernel."""
     compiler = shutil.which("c++") or pytest.skip("no C++ compiler")
     source, path = folder / "stub.cpp", folder / "libmbv3fast_cuda.so"
-    source.write_text(STUB.format(version=version, architectures=architectures))
+    source.write_text(STUB.format(version=version, architectures=architectures, sources=sources))
     subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
     return path
 
@@ -174,9 +180,12 @@ def test_doctor_says_what_there_is(emulated_library: Path, monkeypatch: pytest.M
         return lines[0].split(maxsplit=3)[3]
 
     assert said() == "no: the CUDA library is not built (mbv3fast build)"
-    path = put_stub(library.FOLDER)
+    path = put_stub(library.FOLDER, sources=library.sources_here())
     library._load.cache_clear()
     assert said() == f"for 80 87 90 120+PTX: {path}"
+    monkeypatch.setattr("mbv3fast.cli.doctor.sources_here", lambda: "newer")
+    assert said() == f"for 80 87 90 120+PTX: {path} (of other sources than these: build it anew)"
+    monkeypatch.setattr("mbv3fast.cli.doctor.sources_here", library.sources_here)
     monkeypatch.setattr(library, "FOLDER", emulated_library.parent)
     monkeypatch.setattr(library, "emulated", lambda: True)
     assert said() == f"for the CPU, emulated: {emulated_library}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import mbv3fast
-from mbv3fast import graphs, selfcheck, service, serving
+from mbv3fast import graphs, records, selfcheck, service, serving
 from mbv3fast.disagreement import disagreement
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
@@ -28,7 +28,7 @@ SHAPE = (2, 3, 40, 52)
 
 @pytest.fixture(autouse=True)
 def _own_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(selfcheck.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(records.CACHE, str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_a_verdict_is_reached_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = verdict(plan)
     monkeypatch.setattr(selfcheck, "_judge", lambda *_: pytest.fail("tried again"))
     assert verdict(model().plan()) == first  # another model of that architecture
-    (entry,) = json.loads(selfcheck.records().read_text()).values()
+    (entry,) = json.loads(records.record_path(selfcheck.FILE).read_text()).values()
     assert entry == {"reason": "", "speedup": 2.0}
 
 
@@ -145,15 +145,15 @@ def test_what_a_verdict_depends_on_has_its_own(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"KEY": 3}', '{"KEY": {"reason": 3}}'])
 def test_damaged_records_are_replaced(damage: str) -> None:
     plan = model().plan()
-    selfcheck.records().parent.mkdir()
-    selfcheck.records().write_text(damage.replace("KEY", fingerprint(plan, SHAPE, CPU)))
+    records.record_path(selfcheck.FILE).parent.mkdir()
+    records.record_path(selfcheck.FILE).write_text(damage.replace("KEY", fingerprint(plan, SHAPE, CPU)))
     assert verdict(plan) == Verdict("", 2.0)
-    assert json.loads(selfcheck.records().read_text())[fingerprint(plan, SHAPE, CPU)]["speedup"] == 2.0
+    assert json.loads(records.record_path(selfcheck.FILE).read_text())[fingerprint(plan, SHAPE, CPU)]["speedup"] == 2.0
 
 
 def test_without_a_place_for_records_all_is_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv(selfcheck.CACHE, str(tmp_path / "file"))
+    monkeypatch.setenv(records.CACHE, str(tmp_path / "file"))
     assert verdict(model().plan()) == Verdict("", 2.0)
     assert verdict(model().plan(), theirs=4.0) == Verdict("", 4.0)
 
@@ -189,7 +189,7 @@ def test_auto_serves_what_was_found_right() -> None:
     with torch.inference_mode():
         assert subject.explain(x).backend == "triton"
         torch.testing.assert_close(subject(x), subject.reference_forward(x), rtol=1e-4, atol=1e-5)
-    assert len(json.loads(selfcheck.records().read_text())) == 1
+    assert len(json.loads(records.record_path(selfcheck.FILE).read_text())) == 1
 
 
 @pytest.mark.usefixtures("gpu")

@@ -173,10 +173,13 @@ MBV3FAST_API int mbv3fast_version(void);
 /* What a code means; what the calling thread's last call said, where it was refused or, emulated, at fault. */
 MBV3FAST_API const char* mbv3fast_error(int code);
 
-/* The GPUs that the library has code for, and PTX that later ones compile when they load it: "80 90 120 120+PTX" is code
- * for compute capability 8.0, 9.0, 12.0, and PTX for 12.0 and later. Empty where emulated.
+/* The GPUs that the library has code for, and PTX that later ones compile when they load it: "80 90 120 90+PTX" is code
+ * for compute capability 8.0, 9.0, 12.0, and PTX for 9.0 and later. Empty where emulated.
  */
 MBV3FAST_API const char* mbv3fast_architectures(void);
+
+/* A hash of the sources that the library was built of. */
+MBV3FAST_API const char* mbv3fast_sources(void);
 
 /* Whether the library runs kernels on the CPU, for tests. It then checks what they do: see docs/emulation.md. */
 MBV3FAST_API int mbv3fast_emulated(void);

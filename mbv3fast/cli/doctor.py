@@ -5,14 +5,27 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import time
+from pathlib import Path
 
 import click
 import torch
 
 from mbv3fast._version import __version__
-from mbv3fast.backend import BACKENDS, SERVED_DTYPES, BackendError, decide, network_server, op_server, requested
-from mbv3fast.cuda.library import architectures, lacks_loading, library_path
+from mbv3fast.backend import (
+    BACKENDS,
+    SERVED_DTYPES,
+    BackendError,
+    decide,
+    lacks_trusted_cuda,
+    network_server,
+    op_server,
+    requested,
+)
+from mbv3fast.clearance import commit_trial, keep_trial, tried, untried
+from mbv3fast.cuda.library import architectures, lacks_loading, library_path, library_sources, sources_here
 from mbv3fast.ops import OPS
+from mbv3fast.trial import cases, try_in_process
 
 _EXTRAS = {
     "huggingface_hub": "hf-hub:… weights: pip install 'mbv3fast[hub]'",
@@ -22,8 +35,22 @@ _EXTRAS = {
 
 
 @click.command(short_help="Say what runs where, and why.")
-def doctor() -> None:
-    """Print versions, devices, which backend serves which op and why, and what to install for more."""
+@click.option("--check", is_flag=True, help="Try every plan on the GPU first, and keep what becomes of it.")
+@click.option(
+    "--limit", type=click.FloatRange(0, min_open=True), default=600, show_default=True, help="Seconds a plan."
+)
+@click.option("--commit", type=click.Path(dir_okay=False, path_type=Path), help="Also add what passes to this file.")
+def doctor(check: bool, limit: float, commit: Path | None) -> None:
+    """Print versions, devices, which backend serves which op and why, and what to install for more.
+
+    --check tries plans "layers" (Triton) and "blocks" (CUDA), each in a process of its own, on both networks, against
+    references in float64. What passes may be chosen by `auto` from then on, with this driver, these versions and these
+    kernels; what fails is not, and the exit code is 1. With --commit it is added to the file that the package has for
+    all GPUs of its compute capability, mbv3fast/cuda/cleared.json.
+    """
+    if commit and not check:
+        raise click.UsageError("--commit needs --check")
+    failed = check and not _try_plans(limit, commit)
     click.echo("versions")
     for name in ("torch", "triton", "numpy", "safetensors", "pillow"):
         _line(name, _version(name))
@@ -36,6 +63,8 @@ def doctor() -> None:
     for backend in BACKENDS:
         _line(backend, _serves(backend))
     _line("library of cuda", _library())
+    if torch.cuda.is_available():
+        _print_choices(torch.device("cuda", torch.cuda.current_device()))
     for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SERVED_DTYPES)
         click.echo(f"on {device}, in {names}")
@@ -46,6 +75,37 @@ def doctor() -> None:
     click.echo("to install for more")
     for hint in missing or ["nothing: every optional package is there"]:
         click.echo(f"  {hint}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _print_choices(device: torch.device) -> None:
+    click.echo(f"what auto may choose on {device}")
+    failed = untried("layers", device) if tried("layers", device) else ""
+    for plan, reason in {"layers": failed, "blocks": lacks_trusted_cuda(device, torch.float16)}.items():
+        _line(f"plan {plan}", f"no: {reason}" if reason else "yes, where its self-check passes")
+
+
+def _try_plans(limit: float, commit: Path | None) -> bool:
+    """Whether all plans that this machine has kernels for pass on its GPU, or in emulation."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    click.echo(f"trials on {device}")
+    reasons = {}
+    for plan in ("layers", "blocks"):
+        try:
+            number = len(cases(plan, device))
+        except BackendError as error:
+            _line(plan, f"left out: {error}")
+            continue
+        start = time.monotonic()
+        reasons[plan] = try_in_process(plan, device, limit)
+        keep_trial(plan, device, reasons[plan])
+        _line(plan, reasons[plan] or f"passed in {number} cases, {time.monotonic() - start:.0f} s")
+        if commit and not reasons[plan]:
+            commit_trial(commit, plan, device)
+    if not reasons:
+        raise click.ClickException("nothing to try: no plan's kernels run here")
+    return not any(reasons.values())
 
 
 def _line(name: str, value: str) -> None:
@@ -71,7 +131,10 @@ def _serves(backend: str) -> str:
 
 def _library() -> str:
     lack = lacks_loading()
-    return f"no: {lack}" if lack else f"for {architectures() or 'the CPU, emulated'}: {library_path()}"
+    if lack:
+        return f"no: {lack}"
+    stale = " (of other sources than these: build it anew)" if library_sources() != sources_here() else ""
+    return f"for {architectures() or 'the CPU, emulated'}: {library_path()}{stale}"
 
 
 def _devices() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -65,6 +66,20 @@ def architectures() -> str:
     return str(library().mbv3fast_architectures().decode())
 
 
+def library_sources() -> str:
+    """A hash of the sources that the library was built of, as mbv3fast_sources says."""
+    return str(library().mbv3fast_sources().decode())
+
+
+@functools.cache
+def sources_here() -> str:
+    """The same of the sources that lie beside this package; empty where there are none."""
+    folder = Path(__file__).parents[1] / "csrc"
+    paths = sorted(path for pattern in ("*.cu", "*.cuh", "*.inc", "include/*.h") for path in folder.glob(pattern))
+    digests = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    return hashlib.sha256(digests.encode()).hexdigest() if paths else ""
+
+
 @functools.cache  # which every call of a model asks
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether code for these architectures runs on a GPU: that of its major version up to its minor one, or PTX."""
@@ -123,5 +138,5 @@ def _declare(loaded: ctypes.CDLL) -> None:
     loaded.mbv3fast_emulated.argtypes = ()
     loaded.mbv3fast_emulate.argtypes = (ctypes.c_int, ctypes.c_uint64)
     loaded.mbv3fast_emulate.restype = None
-    loaded.mbv3fast_architectures.argtypes = ()
-    loaded.mbv3fast_architectures.restype = ctypes.c_char_p
+    for text in (loaded.mbv3fast_architectures, loaded.mbv3fast_sources):
+        text.argtypes, text.restype = (), ctypes.c_char_p

@@ -1,0 +1,102 @@
+"""Trying a plan on a device in a process of its own, which may hang, be killed or leave the GPU in error.
+
+python -m mbv3fast.trial blocks cuda:0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from mbv3fast.backend import SERVED_DTYPES, BackendError, decide, requested
+from mbv3fast.disagreement import disagreement
+from mbv3fast.factory import large, small
+
+COMMAND = [sys.executable, "-m", "mbv3fast.trial"]
+_SHAPES = {  # few images, odd sizes, many
+    "cuda": ((1, 3, 224, 224), (3, 3, 225, 161), (64, 3, 224, 224)),
+    "cpu": ((2, 3, 32, 33),),  # interpreted or emulated
+}
+
+
+class Case(NamedTuple):
+    variant: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.variant}, {str(self.dtype).removeprefix('torch.')}, {list(self.shape)}"
+
+
+def cases(plan: str, device: torch.device) -> list[Case]:
+    """What a plan is tried on: both networks, in each dtype that it serves. Raises BackendError where that is none."""
+    dtypes, lacks = [], []
+    for dtype in SERVED_DTYPES:
+        try:
+            decide(requested("auto", plan), device, dtype)
+            dtypes.append(dtype)
+        except BackendError as error:
+            lacks.append(error)
+    if not dtypes:
+        raise lacks[-1]
+    return [Case(*case) for case in itertools.product(("large", "small"), dtypes, _SHAPES[device.type])]
+
+
+def try_plan(plan: str, device: torch.device) -> str:
+    """The first case in which a plan errs, and how; empty where it is right in all."""
+    for case in cases(plan, device):
+        model = (large if case.variant == "large" else small)(plan=plan).to(device, case.dtype).eval()
+        reason = disagreement(model.plan(), case.shape, device) or _repeats(model, case, device)
+        if reason:
+            return f"{case}: {reason}"
+    return ""
+
+
+def _repeats(model: torch.nn.Module, case: Case, device: torch.device) -> str:
+    """What differs where the model itself, by its graphs on a GPU, computes the same twice."""
+    first, second = (torch.randn(case.shape, device=device, dtype=case.dtype) for _ in range(2))
+    with torch.inference_mode():
+        before, _, after = model(first), model(second), model(first)
+    return "" if torch.equal(before, after) else "the same input gives other outputs when it comes again"
+
+
+def try_in_process(plan: str, device: torch.device, seconds: float) -> str:
+    """What is wrong with a plan, as `try_plan` says, or how its process ended; empty where nothing is."""
+    with _process([*COMMAND, plan, str(device)]) as process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"it took more than {seconds:g} seconds"
+    if process.returncode < 0:
+        return f"its process was ended by {signal.Signals(-process.returncode).name}"
+    try:
+        return str(json.loads(output.splitlines()[-1])["reason"])
+    except (ValueError, LookupError, TypeError):
+        last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        return f"its process failed: {last[0]}"
+
+
+@contextlib.contextmanager
+def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that is gone in the end, with what it has started."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"reason": try_plan(sys.argv[1], torch.device(sys.argv[2]))}))
