@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mbv3fast.kernels.configs import HEURISTICS, SMS, Config, excite_project_blocks, power_of_2
+from mbv3fast.cuda import tiles
+from mbv3fast.cuda.launch import Tile
+from mbv3fast.kernels.configs import HEURISTICS, Config, excite_project_blocks, power_of_2
 from mbv3fast.kernels.tuned import OPTIONAL
 from mbv3fast.ops import OPS
 from mbv3fast.ops.op import as_tuple
@@ -27,6 +29,8 @@ WARPS, STAGES = (2, 4, 8), (2, 3, 4)
 _PER_THREAD = 128  # sums that a thread can hold in its registers, beside all else
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest output
 _ROUNDS = 15  # timed replays
+
+H100 = Target()
 
 Run = Callable[[], tuple[Tensor, ...]]
 
@@ -87,24 +91,30 @@ _HELD = {  # the blocks that span the largest array of a program
 }
 
 
-def candidates(op: str, sizes: Mapping[str, int], sms: int = SMS) -> list[Config]:
+def candidates(op: str, sizes: Mapping[str, int], target: Target = H100) -> list[Config]:
     """At most MOST configurations of `op` for the arguments of its heuristic, the heuristic's first.
 
     The others halve or double one of its blocks, unroll other taps, have other warps or stages, then give to one block
     what they take from another. An empty one stands for other kernels, in one launch more.
     """
-    heuristic = HEURISTICS[op](**sizes, sms=sms)
+    heuristic = HEURISTICS[op](**sizes, sms=target.sms)
     found = [heuristic]
     if heuristic and op in OPTIONAL:
         found.append({})
     elif op == "excite_project":
-        heuristic = excite_project_blocks(**sizes, sms=sms)
+        heuristic = excite_project_blocks(**sizes, sms=target.sms)
         found.append(heuristic)
     for change in _changes(op, sizes, heuristic):
         config = {**heuristic, **change}
         if config not in found and fits(op, sizes, config, heuristic):
             found.append(config)
     return found[:MOST]
+
+
+def tile_candidates(op: str, sizes: Mapping[str, Any], target: Target = H100) -> list[Tile]:
+    """All tiles of `op` that are compiled for the arguments of its heuristic, the heuristic's first."""
+    heuristic = tiles.HEURISTICS[op](**sizes, sms=target.sms, capability=target.capability)
+    return [heuristic, *(tile for tile in tiles.options(op, sizes) if tile != heuristic)]
 
 
 def fits(op: str, sizes: Mapping[str, int], config: Config, heuristic: Config) -> bool:

@@ -1,6 +1,8 @@
-"""Times launch configurations on the GPU at hand, and writes the fastest into its table for `kernels.tuned`.
+"""Times launch configurations on the GPU at hand, and writes the fastest into its table for `kernels.tuned` or
+`cuda.tuned`. Of a block that CUDA kernels fuse, leaving it to Triton's is one more candidate.
 
     python -m benchmarks.tune --minutes 8 --batches 1 128
+    python -m benchmarks.tune --backend cuda --batches 1 128
 
 What the plans of Large and Small ask for at 224x224 is taken in the order of the batches. For each op and sizes the
 step that launches it runs with every candidate, whose outputs are compared with the heuristic's before it is timed: a
@@ -23,33 +25,59 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 import mbv3fast
-from benchmarks.candidates import Run, candidates, fault, graph_microseconds, invented_microseconds, run_step
+from benchmarks.candidates import (
+    Run,
+    candidates,
+    fault,
+    graph_microseconds,
+    invented_microseconds,
+    run_step,
+    tile_candidates,
+)
 from mbv3fast.atomic import replacing
-from mbv3fast.backend import lacks_kernels
-from mbv3fast.kernels.configs import Config
-from mbv3fast.kernels.tuned import HEADER, TABLES, complete, read, slug
+from mbv3fast.backend import lacks_cuda, lacks_kernels
+from mbv3fast.cuda import tuned as cuda_tuned
+from mbv3fast.kernels import tuned as triton_tuned
 from mbv3fast.ops import OPS
-from mbv3fast.ops.target import Target, target_of
+from mbv3fast.ops.target import Target, cuda_target, target_of
 from mbv3fast.plan import Plan, Step
 from mbv3fast.steps import step_arguments, step_inputs
 from mbv3fast.torch_state import cuda_driver_version
+from mbv3fast.tuned import HEADER, slug
 
 SIZE = 224
 DRY = "dry run"  # in place of a GPU's name
 _GAIN = 0.03  # of the heuristic's time, that another configuration must save
 _COMPILERS = min(8, os.cpu_count() or 1)
 
+Config = Mapping[str, Any]  # or tile
 Entry = dict[str, Any]  # of a table
 Given = Callable[[torch.device], dict[str, Any]]  # what a step runs on
 
 
+class Kind(NamedTuple):
+    """Whose configurations are timed: the backend of the plans, where the tables are, candidates for an op and sizes,
+    and the method of `Target` that is asked.
+    """
+
+    backend: str
+    tuned: ModuleType
+    candidates: Callable[..., list[Config]]
+    asked: str
+
+
+TRITON = Kind("triton", triton_tuned, candidates, "config")
+CUDA = Kind("cuda", cuda_tuned, tile_candidates, "tile")
+
+
 class Ask(NamedTuple):
-    """What a step asks `Target.config`."""
+    """What a step asks a target."""
 
     op: str
     sizes: dict[str, int]
@@ -59,34 +87,52 @@ class Ask(NamedTuple):
 
 
 class Recorder(Target):
-    """A target that keeps what it is asked."""
+    """A target that keeps what it is asked, of a `kind`."""
+
+    kind = TRITON
 
     def __init__(self, *_: Any) -> None:  # which the tuple has
         self.asks: list[Ask] = []
 
     def config(self, op: str, **sizes: int) -> Config:
-        self.asks.append(Ask(op, complete(op, sizes)))
+        self._keep("config", op, sizes)
         return super().config(op, **sizes)
+
+    def tile(self, op: str, **sizes: Any) -> Config:
+        self._keep("tile", op, sizes)
+        return super().tile(op, **sizes)
+
+    def _keep(self, asked: str, op: str, sizes: Mapping[str, Any]) -> None:
+        if asked == self.kind.asked:
+            self.asks.append(Ask(op, self.kind.tuned.FAMILY.complete(op, sizes)))
 
 
 class Bench(NamedTuple):
-    """Where steps run, for what, how a table names it, and the timer: microseconds of a call."""
+    """Where steps run, for what, how a table names it, the timer (microseconds of a call), and what is timed."""
 
     device: torch.device
     target: Target
     header: dict[str, Any]
     timer: Callable[[Run], float]
+    kind: Kind = TRITON
+
+    def choose(self, chosen: Mapping[str, Config]) -> Target:
+        """A target by which launches have these configurations."""
+        return self.target._replace(tiles=chosen) if self.kind is CUDA else self.target._replace(overrides=chosen)
+
+    def candidates(self, ask: Ask) -> list[Config]:
+        return self.kind.candidates(ask.op, ask.sizes, self.target)
 
 
 class Table:
     """A table in a file, which is written anew with each entry."""
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], kind: Kind = TRITON) -> None:
         self._path, self._header = path, header
         self._ops: dict[str, list[Entry]] = {}
         self.failed = 0  # asks without an entry, since the heuristic's own configuration did not run
         if path.exists():
-            kept = read(path)
+            kept = kind.tuned.FAMILY.read(path)
             if all(kept[name] == header[name] for name in ("gpu", "torch", "triton")):
                 self._ops = kept["ops"]
             else:
@@ -147,14 +193,15 @@ def _tuned(bench: Bench, table: Table, step: Step, given: Given, ask: Ask, chose
     except Exception as error:  # too large for the memory, say: others may still be timed
         print(f"failed: {ask}: {error!r}"[:300], flush=True)
         table.failed += 1
-        return candidates(ask.op, ask.sizes, bench.target.sms)[0]
+        return bench.candidates(ask)[0]
     table.add(ask, entry)
     return entry["config"]
 
 
 def next_ask(bench: Bench, step: Step, given: Mapping[str, Any], chosen: Mapping[str, Config]) -> Ask | None:
     """The first ask of a step that `chosen` has no answer to."""
-    recorder = Recorder(*bench.target._replace(overrides=chosen))
+    recorder = Recorder(*bench.choose(chosen))
+    recorder.kind = bench.kind
     OPS[step.op].run(**given, target=recorder)
     return next((ask for ask in recorder.asks if ask.op not in chosen), None)
 
@@ -166,9 +213,9 @@ def measure(bench: Bench, step: Step, given: Mapping[str, Any], ask: Ask, chosen
     """
 
     def bound(config: Config) -> Run:
-        return functools.partial(run_step, step, given, bench.target._replace(overrides={**chosen, ask.op: config}))
+        return functools.partial(run_step, step, given, bench.choose({**chosen, ask.op: config}))
 
-    heuristic, *others = candidates(ask.op, ask.sizes, bench.target.sms)
+    heuristic, *others = bench.candidates(ask)
     wanted = bound(heuristic)()
     with ThreadPoolExecutor(_COMPILERS) as pool:  # most of a first run is the compiler's
         faults = list(pool.map(lambda config: fault(bound(config), wanted), others))
@@ -187,16 +234,18 @@ def measure(bench: Bench, step: Step, given: Mapping[str, Any], ask: Ask, chosen
     return {"config": dict(config), "us": round(us, 3), "heuristic_us": round(before, 3)}
 
 
-def meta_plans(dtype: torch.dtype) -> list[Plan]:
-    """The Triton plans of Large and Small, without data."""
+def meta_plans(dtype: torch.dtype, backend: str = "triton") -> list[Plan]:
+    """The plans of Large and Small for a backend, without data."""
     with torch.device("meta"):
-        models = [build(backend="triton") for build in (mbv3fast.large, mbv3fast.small)]
-    return [model.to(dtype).eval().plan() for model in models]
+        models = [build() for build in (mbv3fast.large, mbv3fast.small)]
+    return [model.to(dtype).eval().plan(backend) for model in models]
 
 
-def bench_of(dry: bool) -> Bench:
+def bench_of(dry: bool, kind: Kind, dtype: torch.dtype) -> Bench:
     device = torch.device("meta" if dry else "cuda")
-    target = target_of(device, pdl=True)  # as in an engine
+    target = target_of(device, pdl=True) if kind is TRITON else cuda_target(device, dtype, pdl=True)  # as in an engine
+    if dry:
+        target = target._replace(triton=True)
     header = {
         "gpu": target.chip or DRY,
         "date": datetime.date.today().isoformat(),
@@ -204,40 +253,47 @@ def bench_of(dry: bool) -> Bench:
         "triton": importlib.metadata.version("triton"),
         "driver": 0 if dry else cuda_driver_version(),
     }
-    return Bench(device, target._replace(chip=""), header, invented_microseconds if dry else graph_microseconds)
+    if kind is TRITON:  # beside what is timed nothing is looked up; of CUDA's plans Triton's launches are
+        target = target._replace(chip="")
+    return Bench(device, target, header, invented_microseconds if dry else graph_microseconds, kind)
 
 
-def refusal(options: argparse.Namespace) -> str:
+def refusal(options: argparse.Namespace, kind: Kind) -> str:
     """Why nothing can be timed, empty where it can."""
+    dtype = getattr(torch, options.dtype)
     if min(options.batches) < 1:
         return f"--batches: got {min(options.batches)}, needs numbers from 1"
     if options.dry_run:
-        inside = options.out is not None and options.out.resolve().is_relative_to(TABLES.resolve())
-        return "" if options.out and not inside else f"--dry-run needs --out, and not in {TABLES}"
+        tables = kind.tuned.TABLES
+        inside = options.out is not None and options.out.resolve().is_relative_to(tables.resolve())
+        return "" if options.out and not inside else f"--dry-run needs --out, and not in {tables}"
     if not torch.cuda.is_available():
         return "needs a CUDA device; --dry-run does without"
-    return lacks_kernels(torch.device("cuda"), getattr(torch, options.dtype))
+    device = torch.device("cuda")
+    return lacks_kernels(device, dtype) or (lacks_cuda(device, dtype) if kind is CUDA else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("benchmarks.tune", description=__doc__, formatter_class=raw)
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--out", type=Path, help="the table; by default the GPU's own, in kernels/tables")
+    parser.add_argument("--backend", choices=("triton", "cuda"), default="triton", help="whose kernels")
+    parser.add_argument("--out", type=Path, help="the table; by default the GPU's own, in the package")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 128, 8, 32], help="most wanted first")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args(argv)
     until = time.monotonic() + 60 * options.minutes
-    reason = refusal(options)
+    kind, dtype = TRITON if options.backend == "triton" else CUDA, getattr(torch, options.dtype)
+    reason = refusal(options, kind)
     if reason:
         print(f"tune: {reason}", file=sys.stderr)
         return 1
     torch.manual_seed(0)
-    bench = bench_of(options.dry_run)
-    path = options.out or TABLES / f"{slug(bench.header['gpu'])}.json"
-    table = Table(path, bench.header)
-    done = tune(bench, table, meta_plans(getattr(torch, options.dtype)), options.batches, until)
+    bench = bench_of(options.dry_run, kind, dtype)
+    path = options.out or kind.tuned.TABLES / f"{slug(bench.header['gpu'])}.json"
+    table = Table(path, bench.header, kind)
+    done = tune(bench, table, meta_plans(dtype, kind.backend), options.batches, until)
     ended = "complete" if done else "out of time, run again to go on"
     print(f"{path}: {len(table)} entries, {table.failed} failed, {ended}")
     return 1 if table.failed else 0

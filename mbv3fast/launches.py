@@ -51,6 +51,8 @@ def planned_launches(plan: Plan, shape: Shape, target: Target | None = None) -> 
     for step in plan.steps:
         inputs = step.input_shapes(shapes)
         run_for = target or plan.target
+        if not (step.covered or run_for.triton):
+            continue  # PyTorch's
         launches, _ = dry_run(OPS[step.op], inputs, step.tensors, step.options, plan.dtype, run_for, step.inputs)
         weights = storages(step.tensors)
         for launch in launches:

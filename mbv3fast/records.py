@@ -35,7 +35,8 @@ def sources() -> str:
     """A hash of our kernels, of their tuned tables, and of what calls them."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for pattern in ("kernels/*.py", "kernels/tables/*.json", "ops/*.py", "cuda/*.py", "lib/libmbv3fast_cuda.so"):
+    tables = "kernels/tables/*.json", "cuda/tables/*.json"
+    for pattern in ("kernels/*.py", *tables, "ops/*.py", "cuda/*.py", "lib/libmbv3fast_cuda.so"):
         for path in sorted(folder.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()

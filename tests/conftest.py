@@ -107,6 +107,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where tables of timed configurations are looked for."""
     found = tmp_path / "tables"
     found.mkdir()
-    for module in ("mbv3fast.kernels.tuned", "benchmarks.tune"):
+    for module in ("mbv3fast.kernels.tuned", "mbv3fast.cuda.tuned"):
         monkeypatch.setattr(f"{module}.TABLES", found)
     return found

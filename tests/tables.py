@@ -11,14 +11,14 @@ import torch
 from benchmarks import tune as tuning
 from benchmarks.tune import Ask, meta_plans
 from mbv3fast.kernels.configs import Config
-from mbv3fast.kernels.tuned import complete
+from mbv3fast.kernels.tuned import FAMILY
 from mbv3fast.ops import OPS
 from mbv3fast.ops.target import Target
 from mbv3fast.steps import step_arguments, step_inputs
 
 CHIP = "NVIDIA H100 80GB HBM3"
 HEADER = {"gpu": CHIP, "date": "2026-01-01", "torch": "2.13.0", "triton": "3.7.1", "driver": 13000}
-PRODUCT = complete("pointwise_conv", {"rows": 100, "outputs": 40, "inputs": 32, "itemsize": 2})
+PRODUCT = FAMILY.complete("pointwise_conv", {"rows": 100, "outputs": 40, "inputs": 32, "itemsize": 2})
 NEVER = float("inf")
 META, CPU = torch.device("meta"), torch.device("cpu")
 

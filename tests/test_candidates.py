@@ -75,5 +75,5 @@ def test_where_two_kernels_are_better_there_is_no_choice() -> None:
 
 def test_the_chips_multiprocessors_count() -> None:
     sizes = {**PRODUCT, "rows": 10_000}
-    assert candidates("pointwise_conv", sizes, 8)[0] == HEURISTICS["pointwise_conv"](**sizes, sms=8)
-    assert candidates("pointwise_conv", sizes, 8)[0] != candidates("pointwise_conv", sizes)[0]
+    assert candidates("pointwise_conv", sizes, Target(sms=8))[0] == HEURISTICS["pointwise_conv"](**sizes, sms=8)
+    assert candidates("pointwise_conv", sizes, Target(sms=8))[0] != candidates("pointwise_conv", sizes)[0]

@@ -232,7 +232,8 @@ def test_what_an_ended_command_left_behind_ends(tmp_path: Path) -> None:
 def test_tables_travel_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels, out = tmp_path / "tables", tmp_path / "out"
     kernels.mkdir(), out.mkdir()
-    monkeypatch.setattr("benchmarks.gpu.archive.TABLES", kernels)
+    monkeypatch.setattr("mbv3fast.kernels.tuned.TABLES", kernels)
+    monkeypatch.setattr("mbv3fast.cuda.tuned.TABLES", tmp_path / "cuda")
     (kernels / "a.json").write_text("tuned")
     keep_tables(out)
     (kernels / "a.json").unlink()  # a fresh checkout

@@ -15,7 +15,7 @@ import mbv3fast
 ROOT = Path(mbv3fast.__file__).parent
 # From the ground. A name covers the package's modules below it.
 FLOORS = (
-    ("launching",),
+    ("launching", "tuned"),
     ("tables", "assets", "atomic", "_version", "gpus", "csrc"),
     ("kernels", "cuda"),
     ("config",),

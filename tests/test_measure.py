@@ -17,7 +17,7 @@ from benchmarks import candidates as trying
 from benchmarks.candidates import candidates
 from benchmarks.tune import Bench, Table, tune_step
 from mbv3fast.kernels.configs import HEURISTICS, Config
-from mbv3fast.kernels.tuned import read
+from mbv3fast.kernels.tuned import FAMILY
 from mbv3fast.ops import OPS
 from mbv3fast.ops.target import Target
 from mbv3fast.plan import Step
@@ -58,7 +58,7 @@ class Stand:
         given = functools.partial(step_arguments, step, {"x": (1, 32, 10, 10)}, torch.float32)
         bench = Bench(CPU, Target(), HEADER, self.timer)
         tune_step(bench, self.table, step, functools.cache(given), NEVER)
-        ops = read(path)["ops"] if (path := self.table._path).exists() else {}
+        ops = FAMILY.read(path)["ops"] if (path := self.table._path).exists() else {}
         return ops["pointwise_conv"][0] if ops else {}
 
 

@@ -17,7 +17,7 @@ from benchmarks import tune as tuning
 from benchmarks.tune import Ask, Bench, Table, main, meta_plans, tune_step
 from mbv3fast.kernels import tuned as tables
 from mbv3fast.kernels.configs import HEURISTICS, Config
-from mbv3fast.kernels.tuned import read, tuned
+from mbv3fast.kernels.tuned import FAMILY, tuned
 from mbv3fast.ops.target import Target
 from mbv3fast.steps import step_arguments
 from tests.tables import HEADER, META, NEVER, PRODUCT, entry, planned_asks, product
@@ -39,7 +39,7 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_dry_run_writes_a_table_that_is_read(dry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "TABLES", dry.parent)
-    table = read(dry)
+    table = FAMILY.read(dry)
     assert table["gpu"] == "dry run"
     for op, entries in table["ops"].items():
         for timed in entries:
@@ -70,7 +70,7 @@ def test_a_later_launch_is_timed_behind_what_was_found_for_the_first(tmp_path: P
         return 1 / timed[-1].get("excite_project", {}).get("BLOCK_N", 1) + timed[-1]["depthwise_conv"]["TILE_W"]
 
     tune_step(Bench(META, Target(), HEADER, timer), Table(tmp_path / "t.json", HEADER), step, given, NEVER)
-    found = read(tmp_path / "t.json")["ops"]["depthwise_conv"][0]["config"]
+    found = FAMILY.read(tmp_path / "t.json")["ops"]["depthwise_conv"][0]["config"]
     assert found["TILE_W"] == 4
     seconds = [overrides for overrides in timed if "excite_project" in overrides]
     assert len(seconds) >= 3
@@ -97,12 +97,14 @@ def test_an_interrupted_run_keeps_what_it_had(dry: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(tuning, "invented_microseconds", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_dry(path)
-    kept = read(path)["ops"]
+    kept = FAMILY.read(path)["ops"]
     assert 2 <= sum(map(len, kept.values())) <= 5
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [path.name]
     assert run_dry(path) == 0
-    assert {op: entries[: len(kept.get(op, ()))] for op, entries in read(path)["ops"].items() if op in kept} == kept
-    assert read(path)["ops"] == read(dry)["ops"]
+    assert {
+        op: entries[: len(kept.get(op, ()))] for op, entries in FAMILY.read(path)["ops"].items() if op in kept
+    } == kept
+    assert FAMILY.read(path)["ops"] == FAMILY.read(dry)["ops"]
 
 
 def test_out_of_time(tmp_path: Path, capsys: Any) -> None:
@@ -142,7 +144,7 @@ def test_on_a_gpu(tmp_path: Path, capsys: Any) -> None:
     """The first steps; what is timed is right at whatever configuration."""
     path = tmp_path / "table.json"
     assert main(["--out", str(path), "--minutes", "0.5", "--batches", "2"]) == 0
-    table = read(path)
+    table = FAMILY.read(path)
     assert table["gpu"] == torch.cuda.get_device_name()
     assert table["ops"]["stem_conv"][0]["us"] > 0
     assert "computes something else" not in capsys.readouterr().out

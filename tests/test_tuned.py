@@ -15,8 +15,9 @@ pytest.importorskip("triton")
 from benchmarks.candidates import LIMITS
 from mbv3fast.kernels import tuned as tables
 from mbv3fast.kernels.configs import HEURISTICS, excite_project_blocks
-from mbv3fast.kernels.tuned import GROWS, OPTIONAL, complete, read, slug, tuned
+from mbv3fast.kernels.tuned import FAMILY, GROWS, OPTIONAL, tuned
 from mbv3fast.ops.target import Target, target_of
+from mbv3fast.tuned import slug
 from tests.tables import CHIP, CPU, META, PRODUCT, entry, product, write
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 def test_committed_tables_are_whole() -> None:
     for path in Path(tables.__file__).with_name("tables").glob("*.json"):
-        assert slug(read(path)["gpu"]) == path.stem
+        assert slug(FAMILY.read(path)["gpu"]) == path.stem
 
 
 def test_exact_sizes_are_found(folder: Path) -> None:
@@ -88,7 +89,7 @@ def test_other_kernels_may_be_the_fastest(op: str, folder: Path) -> None:
 
 
 def test_a_table_may_say_what_the_heuristic_counts_as_slower(folder: Path) -> None:
-    sizes = complete("excite_project", {"images": 1, "itemsize": 2, **SIZES["excite_project"]})
+    sizes = FAMILY.complete("excite_project", {"images": 1, "itemsize": 2, **SIZES["excite_project"]})
     assert HEURISTICS["excite_project"](**sizes) == {}
     blocks = dict(excite_project_blocks(**sizes))
     write(folder, {"excite_project": [{**entry(blocks), "sizes": sizes}]})

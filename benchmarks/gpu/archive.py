@@ -13,21 +13,23 @@ from benchmarks.names import OURS
 from benchmarks.reporting.merging import merged, save
 from benchmarks.reporting.rows import read
 from mbv3fast.atomic import replacing
-from mbv3fast.kernels.tuned import TABLES
+from mbv3fast.cuda import tuned as cuda_tuned
+from mbv3fast.kernels import tuned as triton_tuned
 
 _PACKED = (".json", ".log", ".csv", ".md", ".png")
 
 
 def keep_tables(out: Path) -> None:
     """Copy the kernels' tables into the run; or back, where a fresh checkout goes on with it."""
-    kept = out / "tables"
-    kept.mkdir(exist_ok=True)
-    TABLES.mkdir(exist_ok=True)
-    for path in TABLES.glob("*.json"):
-        shutil.copy2(path, kept / path.name)
-    for path in kept.glob("*.json"):
-        if not (TABLES / path.name).exists():
-            shutil.copy2(path, TABLES / path.name)
+    for tuned, name in ((triton_tuned, "tables"), (cuda_tuned, "cuda-tables")):
+        own, kept = tuned.TABLES, out / name
+        kept.mkdir(exist_ok=True)
+        own.mkdir(exist_ok=True)
+        for path in own.glob("*.json"):
+            shutil.copy2(path, kept / path.name)
+        for path in kept.glob("*.json"):
+            if not (own / path.name).exists():
+                shutil.copy2(path, own / path.name)
 
 
 def collect(out: Path) -> dict[str, Any]:

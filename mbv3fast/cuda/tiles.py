@@ -33,19 +33,17 @@ def inverted_residual(
     stride: int,
     activation: str | None,
     expands: bool,
+    others: bool = False,
     sms: int = 132,
     capability: int = 90,
 ) -> Tile:
-    """For an output [images, out_height, out_width, outputs]; outputs 0: nothing is projected. Empty where no tile that
-    is compiled fits.
+    """For an output [images, out_height, out_width, outputs]; outputs 0: nothing is projected. others: whether other
+    kernels can do the block, a launch for each convolution. Empty where no tile that is compiled fits, or where these
+    are thought to be faster.
     """
-    cases = (
-        (candidate, splits)
-        for candidate in TILES
-        if candidate.fits(kernel, stride, activation, outputs, expands)
-        and candidate.shared_bytes(inputs) <= 1024 * _shared(SHARED, capability)
-        for splits in _splits(ceil(channels / candidate.step), outputs)
-    )
+    if others and not expands and not outputs:
+        return {}  # nothing is kept from memory, and squeeze-excite takes launches of its own
+    cases = _cases(channels, inputs, outputs, kernel, stride, activation, expands, 1024 * _shared(SHARED, capability))
 
     def cycles(case: tuple[CompiledTile, int]) -> float:
         candidate, splits = case
@@ -56,11 +54,25 @@ def inverted_residual(
         return max(busy, waits) + 0.1 * min(busy, waits)
 
     best = min(cases, key=cycles, default=None)
-    if best is None:
-        return {}
-    candidate, splits = best
-    sizes = {"tile_height": candidate.height, "tile_width": candidate.width, "step": candidate.step}
-    return {**sizes, "splits": splits}
+    return {} if best is None else best[0].tile(best[1])
+
+
+def _cases(
+    channels: int,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    activation: str | None,
+    expands: bool,
+    shared_bytes: float,
+) -> Iterator[tuple[CompiledTile, int]]:
+    """Tiles that are compiled for a block and fit so much shared memory; each with ways to split the channels."""
+    for candidate in TILES:
+        fits = candidate.fits(kernel, stride, activation, outputs, expands)
+        if fits and candidate.shared_bytes(inputs) <= shared_bytes:
+            for splits in _splits(ceil(channels / candidate.step), outputs):
+                yield candidate, splits
 
 
 def covers(kernel: int, stride: int, activation: str | None, inputs: int, outputs: int, expands: bool) -> bool:
@@ -87,6 +99,10 @@ class CompiledTile:
     def fits(self, kernel: int, stride: int, activation: str | None, outputs: int, expands: bool) -> bool:
         same = (self.kernel, self.stride, self.activation, self.expands) == (kernel, stride, activation, expands)
         return same and (0 < outputs <= self.outputs if outputs else self.outputs == 0)
+
+    def tile(self, splits: int) -> Tile:
+        """As a launch has it."""
+        return {"tile_height": self.height, "tile_width": self.width, "step": self.step, "splits": splits}
 
     @property
     def window(self) -> tuple[int, int]:
@@ -199,9 +215,12 @@ def depthwise_conv(
 _POINTWISE_TILES = ((16, 16), (16, 48), (32, 32), (64, 48), (64, 80), (128, 48), (128, 80))  # as csrc has them
 
 
-def pointwise_conv(rows: int, groups: int, inputs: int, outputs: int, sms: int = 132, capability: int = 90) -> Tile:
-    """For `groups` products [rows, inputs] x [inputs, outputs], whose tiles end with their rows."""
+def pointwise_conv(
+    images: int, pixels: int, inputs: int, outputs: int, scaled: bool = False, sms: int = 132, capability: int = 90
+) -> Tile:
+    """For a product [images * pixels, inputs] x [inputs, outputs]; where it is `scaled`, tiles end with their image."""
     del capability
+    rows, groups = (pixels, images) if scaled else (images * pixels, 1)
 
     def cycles(tile: tuple[int, int]) -> float:
         height, width = tile
@@ -215,7 +234,8 @@ def pointwise_conv(rows: int, groups: int, inputs: int, outputs: int, sms: int =
     return {"tile_rows": height, "tile_outputs": width}
 
 
-_SLICE = 8192  # bytes of squeeze-excite's matrices that are worth a block
+_SLICE = 8192  # bytes of squeeze-excite's matrices that are worth a block of a cluster
+_LAUNCH = 128 * 1024  # those that a block reads while a second launch would start
 
 
 def excite(images: int, channels: int, squeezed: int, sms: int = 132, capability: int = 90) -> Tile:
@@ -229,7 +249,7 @@ def excite(images: int, channels: int, squeezed: int, sms: int = 132, capability
 
 def excites_in_two(tile: Tile, channels: int, squeezed: int) -> bool:
     """Whether so large matrices want many blocks, which without a cluster takes two launches of `excite`."""
-    return tile["cluster"] == 1 and 4 * channels * squeezed >= _SLICE * 2
+    return tile["cluster"] == 1 and 4 * channels * squeezed >= _LAUNCH
 
 
 def squeeze_excite(images: int, channels: int, squeezed: int, sms: int = 132, capability: int = 90) -> Tile:
@@ -245,6 +265,22 @@ HEURISTICS: Mapping[str, Callable[..., Tile]] = {
     "pointwise_conv": pointwise_conv,
     "squeeze_excite": squeeze_excite,
 }
+
+
+def options(op: str, sizes: Mapping[str, Any]) -> list[Tile]:
+    """The tiles of `op` that are compiled, for the arguments of its heuristic, on a GPU whose shared memory has room
+    for all; an empty one stands for other kernels.
+    """
+    if op == "pointwise_conv":
+        return [{"tile_rows": rows, "tile_outputs": outputs} for rows, outputs in _POINTWISE_TILES]
+    if op == "excite":
+        return [{"cluster": size, "images_per_cluster": images} for size in (1, 2, 4, 8) for images in (1, 8)]
+    if op != "inverted_residual":
+        return []
+    names = ("channels", "inputs", "outputs", "kernel", "stride", "activation", "expands")
+    cases = _cases(**{name: sizes[name] for name in names}, shared_bytes=1024 * max(SHARED.values()))
+    found = [candidate.tile(splits) for candidate, splits in cases]
+    return [*found, {}] if sizes["others"] else found
 
 
 def _splits(steps: int, outputs: int) -> Iterator[int]:

@@ -50,7 +50,7 @@ def run_block(
     activation: str | None,
     target: Target,
 ) -> Tensor | None:
-    """The block's output, by one launch, or with squeeze-excite by three; None where no CUDA kernel is for it.
+    """The block's output, by one launch, or with squeeze-excite by three; None where other kernels are to do it.
 
     activation: after expanding and after the depthwise convolution. Without `expand` x is what others expand to.
     """
@@ -72,6 +72,7 @@ def run_block(
         stride=stride,
         activation=activation,
         expands=expand is not None,
+        others=target.triton,
     )
     if not tile:
         return None

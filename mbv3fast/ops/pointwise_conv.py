@@ -52,7 +52,7 @@ def run_pointwise_conv(
     outputs, pixels = weight.shape[0], height * width
     out = empty((images, outputs, height, width), like=x)
     if target.cuda and serves(x.dtype, inputs, outputs):
-        rows, groups = (images * pixels, 1) if scale is None else (pixels, images)
+        sizes = {"images": images, "pixels": pixels, "inputs": inputs, "outputs": outputs, "scaled": scale is not None}
         cuda_pointwise_conv(
             pixels_first(x),
             matrix(weight),
@@ -61,7 +61,7 @@ def run_pointwise_conv(
             scale=scale,
             residual=None if residual is None else pixels_first(residual),
             activation=activation,
-            tile=target.tile("pointwise_conv", rows=rows, groups=groups, inputs=inputs, outputs=outputs),
+            tile=target.tile("pointwise_conv", **sizes),
             pdl=target.pdl,
         )
         return out

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mbv3fast.backend import lacks_kernels
-from mbv3fast.cuda import tiles
 from mbv3fast.cuda.launch import Tile
+from mbv3fast.cuda.tiles import HEURISTICS
+from mbv3fast.cuda.tuned import tuned as tuned_tile
 from mbv3fast.torch_state import tf32_allowed
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ class Target(NamedTuple):
     sms: multiprocessors; where there is no GPU, those of the H100, which plans are counted for. tf32: whether float32
     may be multiplied as it. pdl: whether a kernel may start while its predecessor drains, which asks for weights that
     nothing writes meanwhile. chip: the GPU's name, whose table of timed configurations is looked up; empty for none.
-    overrides: configurations by op that come before all others, for whoever times them. cuda: whether CUDA kernels are
-    preferred, where there is one, on a chip of this compute capability, 90 for 9.0. triton: whether Triton's can run.
+    overrides, tiles: configurations of Triton's and of CUDA's kernels, by op, that come before all others, for whoever
+    times them. cuda: whether CUDA kernels are preferred, where there is one, on a chip of this compute capability, 90
+    for 9.0. triton: whether Triton's can run.
     """
 
     sms: int = 132
@@ -39,6 +41,7 @@ class Target(NamedTuple):
     interpreted: bool = False
     chip: str = ""
     overrides: Mapping[str, Config] = MappingProxyType({})
+    tiles: Mapping[str, Tile] = MappingProxyType({})
     cuda: bool = False
     capability: int = 90
     triton: bool = True
@@ -50,7 +53,7 @@ class Target(NamedTuple):
         """
         if not self.triton:
             raise UncoveredError(f"{op}: no CUDA kernel does this, and Triton's can't run here")
-        from mbv3fast.kernels.configs import HEURISTICS
+        from mbv3fast.kernels import configs
         from mbv3fast.kernels.interpreted import interpreted
         from mbv3fast.kernels.tuned import tuned
 
@@ -59,13 +62,14 @@ class Target(NamedTuple):
         if self.interpreted:
             return interpreted(op, sizes)
         timed = tuned(self.chip, op, sizes)
-        return HEURISTICS[op](**sizes, sms=self.sms) if timed is None else timed
+        return configs.HEURISTICS[op](**sizes, sms=self.sms) if timed is None else timed
 
     def tile(self, op: str, **sizes: Any) -> Tile:
-        """How a CUDA launch of `op` is cut into blocks, for the arguments of its function in `cuda.tiles`."""
-        if op in self.overrides:
-            return self.overrides[op]
-        return tiles.HEURISTICS[op](**sizes, sms=self.sms, capability=self.capability)
+        """How a CUDA launch of `op` is cut into blocks, for the arguments of its heuristic in `cuda.tiles`."""
+        if op in self.tiles:
+            return self.tiles[op]
+        timed = tuned_tile(self.chip, op, sizes)
+        return HEURISTICS[op](**sizes, sms=self.sms, capability=self.capability) if timed is None else timed
 
 
 def target_of(device: torch.device, *, pdl: bool = False) -> Target:

@@ -102,8 +102,8 @@ def choice(block: BlockConfig, images: int, height: int, width: int, capability:
         block.stride,
         block.activation,
         block.has_expand,
-        SMS[capability],
-        capability,
+        sms=SMS[capability],
+        capability=capability,
     )
 
 
@@ -204,7 +204,7 @@ def test_projections_behind_squeeze_excite(variant: str) -> None:
     """One image wants many small tiles, many images large ones; each tile is compiled: see test_pointwise_conv."""
     for block, size in outputs_at_224(variant):
         if block.squeeze:
-            few, many = (pointwise_conv(size * size, n, block.expanded, block.out_channels) for n in (1, 128))
+            few, many = (pointwise_conv(n, size**2, block.expanded, block.out_channels, scaled=True) for n in (1, 128))
             assert few == {"tile_rows": 16, "tile_outputs": 16}
             assert many["tile_rows"] >= 64
 

@@ -1,0 +1,30 @@
+"""Tiles of the CUDA kernels that were timed, as `mbv3fast.tuned` has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mbv3fast.cuda.launch import Tile
+from mbv3fast.cuda.tiles import HEURISTICS, options
+from mbv3fast.tuned import Family
+
+TABLES = Path(__file__).with_name("tables")
+GROWS = {"inverted_residual": "images", "pointwise_conv": "images", "excite": "images"}
+
+
+def tuned(chip: str, op: str, sizes: Mapping[str, Any]) -> Tile | None:
+    """The tile that was fastest on the GPU named `chip`, None where none was timed there for such sizes.
+
+    sizes: the arguments of the op's heuristic in `cuda.tiles`. Raises ValueError for a damaged table.
+    """
+    return FAMILY.find(TABLES, chip, op, sizes)
+
+
+def _check(where: str, op: str, sizes: Mapping[str, Any], config: Any) -> None:
+    if config not in options(op, sizes):
+        raise ValueError(f"{where}.config is {config!r}, which is not compiled for such sizes")
+
+
+FAMILY = Family(HEURISTICS, GROWS, _check)
