@@ -104,9 +104,9 @@ def served_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where tables of timed configurations are looked for."""
+    """Where tables of timed configurations are looked for; tiles of CUDA kernels beside it, in cuda-tables."""
     found = tmp_path / "tables"
-    found.mkdir()
-    for module in ("mbv3fast.kernels.tuned", "mbv3fast.cuda.tuned"):
-        monkeypatch.setattr(f"{module}.TABLES", found)
+    for path, module in ((found, "mbv3fast.kernels.tuned"), (tmp_path / "cuda-tables", "mbv3fast.cuda.tuned")):
+        path.mkdir()
+        monkeypatch.setattr(f"{module}.TABLES", path)
     return found

@@ -54,7 +54,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
     _check_report(out)
     with tarfile.open(out / "results.tar.gz") as archive:
         names = {Path(name).name for name in archive.getnames()}
-    assert names >= {"results.json", "report.md", "stages.json", "steps-1.log", "tuned.json"}
+    assert names >= {"results.json", "report.md", "stages.json", "steps-1.log", "tune.json", "tune-cuda.json"}
 
 
 def _check_report(out: Path) -> None:

@@ -127,6 +127,7 @@ def test_the_command_keeps_what_passes(trials: dict[str, str]) -> None:
     result = run("doctor", "--check")
     assert result.exit_code == 0, result.output
     assert "  layers                    left out: no kernels" in result.output
+    assert "layers" not in run("doctor", "--check", "--plan", "blocks").output.partition("versions")[0]
     assert "  blocks                    passed in 2 cases, 0 s" in result.output
     assert (tried("layers", CPU), tried("blocks", CPU)) == (None, "")
 

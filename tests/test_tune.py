@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 from benchmarks import candidates as trying
 from benchmarks import tune as tuning
 from benchmarks.tune import Ask, Bench, Table, main, meta_plans, tune_step
+from mbv3fast.cuda import tuned as cuda_tables
 from mbv3fast.kernels import tuned as tables
 from mbv3fast.kernels.configs import HEURISTICS, Config
 from mbv3fast.kernels.tuned import FAMILY, tuned
@@ -57,6 +58,22 @@ def test_a_table_answers_all_that_plans_ask_since_they_have_it(dry: Path, monkey
     assert [ask for ask in asks if tuned("dry run", *ask) is None] == []
     without = planned_asks(1, torch.float16, Target())
     assert [ask for ask in without if ask.op == "excite" and tuned("dry run", *ask) is None] != []
+
+
+def test_tiles_of_cuda_kernels_are_timed_into_a_table_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = tmp_path / "dry-run.json"
+    assert run_dry(path, "--backend", "cuda") == 0
+    table = cuda_tables.FAMILY.read(path)
+    assert table["ops"].keys() == cuda_tables.GROWS.keys()
+    blocks = table["ops"]["inverted_residual"]
+    assert {} in [entry["config"] for entry in blocks]  # by invented times some blocks are Triton's
+    assert run_dry(path, "--backend", "cuda", "--minutes", "0") == 0
+    assert "complete" in capsys.readouterr().out  # nothing was left to time
+    monkeypatch.setattr(cuda_tables, "TABLES", tmp_path)
+    assert all(cuda_tables.tuned("dry run", "inverted_residual", timed["sizes"]) == timed["config"] for timed in blocks)
+    assert run_dry(path, "--backend", "cuda") == 1  # among the package's own
 
 
 def test_a_later_launch_is_timed_behind_what_was_found_for_the_first(tmp_path: Path) -> None:

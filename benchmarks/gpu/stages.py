@@ -48,11 +48,13 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         _environment(dry),
         _build(dry),
         _plans("float16", dry),
-        _tune("tune", out, ("1", "128"), 1.5, dry),
+        _tune("tune", out, "triton", ("1", "128"), 1.5, dry),
+        _tune("tune-cuda", out, "cuda", ("1", "128"), 0.25, dry),
         *(_networks(out, batch, dry) for batch in wanted),
         _steps(out, wanted[0], dry),
         _tests("tests", "layouts or bound or streams or threads or graph or own or shares or bits", dry),
         _sanitizer("memcheck", dry),
+        _check(out, dry),
         *(_networks(out, batch, dry) for batch in others),
         *(_steps(out, batch, dry) for batch in (*wanted[1:], *others) if not dry),
         _plans("bfloat16", dry),
@@ -70,7 +72,8 @@ def _last(out: Path) -> Iterator[Stage]:
     yield _sanitizer("initcheck", dry=False)
     yield _sanitizer("synccheck", dry=False)
     yield _tests("tests-all", "", dry=False)
-    yield _tune("tune-more", out, ("1", "128", "8", "32", "16"), 8.0, dry=False)
+    yield _tune("tune-cuda-more", out, "cuda", ("1", "128", "8", "32", "16"), 4.0, dry=False)
+    yield _tune("tune-more", out, "triton", ("1", "128", "8", "32", "16"), 8.0, dry=False)
 
 
 def _batches(dry: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -98,7 +101,7 @@ def _build(dry: bool) -> Stage:
     """The CUDA library, for this GPU alone."""
     major, minor = torch.cuda.get_device_capability() if DEVICE == "cuda" else (9, 0)
     kind = ("--emulated",) if dry else ("--arch", f"{major}.{minor}")
-    return Stage("build", (_module("mbv3fast", "build", *kind),), 120)
+    return Stage("build", (_module("mbv3fast", "build", *kind),), 120 if dry else 80)
 
 
 def _plans(dtype: str, dry: bool) -> Stage:
@@ -123,11 +126,18 @@ def _tests(name: str, chosen: str, dry: bool) -> Stage:
     return Stage(name, (_module("pytest", "tests/test_gpu.py", "-q", *parallel, *some),), 120 if chosen else 400)
 
 
-def _tune(name: str, out: Path, batches: tuple[str, ...], minutes: float, dry: bool) -> Stage:
+def _check(out: Path, dry: bool) -> Stage:
+    """What lets `auto` choose the CUDA plan on GPUs of this capability, once the file is committed."""
+    command = _module("mbv3fast", "doctor", "--check", "--plan", "blocks", "--commit", str(out / "cleared.json"))
+    return Stage("check", (command,), 200, lacks="no GPU to try a plan on" if dry else "")
+
+
+def _tune(name: str, out: Path, backend: str, batches: tuple[str, ...], minutes: float, dry: bool) -> Stage:
     """Into the kernels' own tables, so that what is timed afterwards runs by them."""
     minutes = 0.1 if dry else minutes
-    only = ("--dry-run", "--out", str(out / "tuned.json")) if dry else ()
-    command = _module("benchmarks.tune", "--minutes", str(minutes), "--batches", *batches, *only)
+    only = ("--dry-run", "--out", str(out / f"{name}.json")) if dry else ()
+    options = "--backend", backend, "--minutes", str(minutes), "--batches", *batches
+    command = _module("benchmarks.tune", *options, *only)
     return Stage(name, (command,), 60 * minutes + 30)
 
 

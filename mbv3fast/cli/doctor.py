@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -27,6 +28,7 @@ from mbv3fast.cuda.library import architectures, lacks_loading, library_path, li
 from mbv3fast.ops import OPS
 from mbv3fast.trial import cases, try_in_process
 
+PLANS = ("layers", "blocks")
 _EXTRAS = {
     "huggingface_hub": "hf-hub:… weights: pip install 'mbv3fast[hub]'",
     "pyarrow": ".parquet output: pip install 'mbv3fast[parquet]'",
@@ -39,8 +41,9 @@ _EXTRAS = {
 @click.option(
     "--limit", type=click.FloatRange(0, min_open=True), default=600, show_default=True, help="Seconds a plan."
 )
+@click.option("--plan", "plans", type=click.Choice(PLANS), multiple=True, default=PLANS, help="The plans to try.")
 @click.option("--commit", type=click.Path(dir_okay=False, path_type=Path), help="Also add what passes to this file.")
-def doctor(check: bool, limit: float, commit: Path | None) -> None:
+def doctor(check: bool, limit: float, plans: tuple[str, ...], commit: Path | None) -> None:
     """Print versions, devices, which backend serves which op and why, and what to install for more.
 
     --check tries plans "layers" (Triton) and "blocks" (CUDA), each in a process of its own, on both networks, against
@@ -50,7 +53,7 @@ def doctor(check: bool, limit: float, commit: Path | None) -> None:
     """
     if commit and not check:
         raise click.UsageError("--commit needs --check")
-    failed = check and not _try_plans(limit, commit)
+    failed = check and not _try_plans(plans, limit, commit)
     click.echo("versions")
     for name in ("torch", "triton", "numpy", "safetensors", "pillow"):
         _line(name, _version(name))
@@ -86,12 +89,12 @@ def _print_choices(device: torch.device) -> None:
         _line(f"plan {plan}", f"no: {reason}" if reason else "yes, where its self-check passes")
 
 
-def _try_plans(limit: float, commit: Path | None) -> bool:
-    """Whether all plans that this machine has kernels for pass on its GPU, or in emulation."""
+def _try_plans(plans: Sequence[str], limit: float, commit: Path | None) -> bool:
+    """Whether all `plans` that this machine has kernels for pass on its GPU, or in emulation."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     click.echo(f"trials on {device}")
     reasons = {}
-    for plan in ("layers", "blocks"):
+    for plan in plans:
         try:
             number = len(cases(plan, device))
         except BackendError as error:
