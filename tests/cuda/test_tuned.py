@@ -135,7 +135,7 @@ def by_block(plan: Any, shape: tuple[int, ...], gpu: str, ends: list[str]) -> It
     yield from (after - before for before, after in pairwise(times))
 
 
-@pytest.mark.parametrize("gpu", ["h100", "a100", "rtx4090", "orin"])
+@pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("build", [mbv3fast.large, mbv3fast.small])
 def test_until_it_is_measured_the_choice_is_the_cost_models(build: Callable[[], Any], gpu: str) -> None:
     """No block takes much longer than by Triton's kernels, and together they take less."""
