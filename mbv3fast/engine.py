@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mbv3fast.ops import OPS
-from mbv3fast.ops.op import Op, as_tuple
+from mbv3fast.ops.op import as_tuple
 from mbv3fast.ops.target import Target, cuda_target, target_of
 from mbv3fast.plan import INPUT, Plan, Step
 from mbv3fast.preprocess import Preprocess, channels_first
@@ -113,11 +112,4 @@ def target_for(plan: Plan, device: torch.device) -> Target:
 
 def step_function(plan: Plan, step: Step) -> Callable[..., Any]:
     """What computes a step of a plan; of our kernels' plans it takes a `target` too."""
-    if plan.backend == "torch":
-        return TORCH_OPS[step.op]
-    return OPS[step.op].run if step.covered else functools.partial(_by_triton, OPS[step.op])
-
-
-def _by_triton(op: Op, *, target: Target, **arguments: Any) -> Any:
-    """By Triton's kernels; where there are none, by PyTorch, as `explain` says."""
-    return op.run(**arguments, target=target) if target.triton else op.reference(**arguments)
+    return TORCH_OPS[step.op] if plan.backend == "torch" else OPS[step.op].compute

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from mbv3fast.ops import OPS
-from mbv3fast.ops.target import Target
+from mbv3fast.ops.target import Target, UncoveredError
 from mbv3fast.plan import Plan, Shape, Step
 from mbv3fast.traffic import Traffic, dry_run, storages, traffic_of
 
@@ -51,9 +51,10 @@ def planned_launches(plan: Plan, shape: Shape, target: Target | None = None) -> 
     for step in plan.steps:
         inputs = step.input_shapes(shapes)
         run_for = target or plan.target
-        if not (step.covered or run_for.triton):
-            continue  # PyTorch's
-        launches, _ = dry_run(OPS[step.op], inputs, step.tensors, step.options, plan.dtype, run_for, step.inputs)
+        try:
+            launches, _ = dry_run(OPS[step.op], inputs, step.tensors, step.options, plan.dtype, run_for, step.inputs)
+        except UncoveredError:
+            continue  # PyTorch computes it
         weights = storages(step.tensors)
         for launch in launches:
             yield PlannedLaunch(step, launch, traffic_of([launch], weights))

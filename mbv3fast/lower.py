@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mbv3fast.cuda import tiles
-from mbv3fast.cuda.launch import serves
 from mbv3fast.fold import FoldedBlock, FoldedConv, FoldedLinear, FoldedNetwork, FoldedSqueezeExcite, UnsupportedError
 from mbv3fast.ops import pack_taps
 from mbv3fast.plan import GLOBAL_MEAN, INPUT, Plan, Step
@@ -110,37 +107,21 @@ def _triton_block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[S
 
 
 def _cuda_block(block: FoldedBlock, source: str, dtype: torch.dtype) -> list[Step]:
-    """One step, where CUDA kernels compute the block."""
+    """One step from its input to its end, which kernels of whole blocks compute, where there are such."""
     steps = _triton_block(block, source, dtype)
-    if not _covered(block, dtype):
-        return [replace(step, covered=False) for step in steps]
-    if block.expand is None:
+    if block.expand is None or not _is_whole(block):
         return steps
     expand, rest = steps
     tensors = {**{f"expand_{name}": tensor for name, tensor in expand.tensors.items()}, **rest.tensors}
-    options = {"squeeze_activation": None, **rest.options}
+    options = {"dilation": 1, "squeeze_activation": None, **rest.options}
     return [Step("inverted_residual", rest.outputs, {**rest.inputs, "x": source}, tensors, options)]
 
 
-def _covered(block: FoldedBlock, dtype: torch.dtype) -> bool:
-    expand, depthwise, project = block.expand, block.depthwise, block.project
-    outputs, channels = project.weight.shape[:2]
-    inputs = channels if expand is None else expand.weight.shape[1]
-    alike = expand is None or (expand.activation == depthwise.activation and _op(expand) == "pointwise_conv")
-    if not alike or project.activation is not None or depthwise.dilation != 1:
-        return False
-    return serves(dtype, inputs, channels, outputs) and tiles.covers(
-        kernel=depthwise.weight.shape[3],
-        stride=depthwise.stride,
-        activation=depthwise.activation,
-        inputs=inputs,
-        outputs=0 if block.squeeze_excite is not None else outputs,
-        expands=expand is not None,
-    )
-
-
-def _cuda_head(last: FoldedConv, head: tuple[FoldedLinear, ...], source: str, dtype: torch.dtype) -> list[Step]:
-    return [replace(step, covered=False) for step in _triton_head(last, head, source, dtype)]
+def _is_whole(block: FoldedBlock) -> bool:
+    """Whether the op `inverted_residual` is what an expanding block computes."""
+    expand = block.expand
+    alike = expand is not None and expand.activation == block.depthwise.activation
+    return alike and expand is not None and _op(expand) == "pointwise_conv" and block.project.activation is None
 
 
 def _triton_head(last: FoldedConv, head: tuple[FoldedLinear, ...], source: str, dtype: torch.dtype) -> list[Step]:
@@ -225,10 +206,6 @@ def _torch_conv(conv: FoldedConv, source: str, dtype: torch.dtype) -> Step:
     return _conv(conv, source, _pack_torch(conv, dtype))
 
 
-def _cuda_conv(conv: FoldedConv, source: str, dtype: torch.dtype) -> Step:
-    return replace(_triton_conv(conv, source, dtype), covered=False)
-
-
 def _triton_conv(conv: FoldedConv, source: str, dtype: torch.dtype) -> Step:
     return _conv(conv, source, _pack_triton(conv, dtype))
 
@@ -236,5 +213,5 @@ def _triton_conv(conv: FoldedConv, source: str, dtype: torch.dtype) -> Step:
 _BACKENDS: dict[str, tuple[BlockSteps, HeadSteps, ConvStep]] = {
     "torch": (_torch_block, _torch_head, _torch_conv),
     "triton": (_triton_block, _triton_head, _triton_conv),
-    "cuda": (_cuda_block, _cuda_head, _cuda_conv),
+    "cuda": (_cuda_block, _triton_head, _triton_conv),
 }

@@ -25,8 +25,7 @@ class Step:
     """One call of a fused op: `op(**inputs, **tensors, **options)`.
 
     `outputs` name its results after the modules that make them; `inputs` give each argument that is one of these, or
-    "x", the network's input. covered: whether kernels of the plan's backend compute it; in a plan for CUDA's, Triton
-    has the others.
+    "x", the network's input.
     """
 
     op: str
@@ -34,7 +33,6 @@ class Step:
     inputs: Mapping[str, str]
     tensors: Mapping[str, Tensor] = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
-    covered: bool = True
 
     @property
     def name(self) -> str:

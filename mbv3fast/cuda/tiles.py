@@ -75,13 +75,6 @@ def _cases(
                 yield candidate, splits
 
 
-def covers(kernel: int, stride: int, activation: str | None, inputs: int, outputs: int, expands: bool) -> bool:
-    """Whether there is a tile for such a block on every GPU that the kernels are for."""
-    most = 1024 * min(SHARED[capability] for capability in SHARED if capability >= 80)
-    candidates = (tile for tile in TILES if tile.fits(kernel, stride, activation, outputs, expands))
-    return any(tile.shared_bytes(inputs) <= most for tile in candidates)
-
-
 @dataclass(frozen=True)
 class CompiledTile:
     """A line of csrc/inverted_residual_tiles.inc. outputs: the most that it projects to, 0 where it doesn't."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbv3fast.backend import op_backend
 from mbv3fast.ops.spec import Spec, conv_shape
-from mbv3fast.ops.target import UncoveredError, cuda_target, target_of
+from mbv3fast.ops.target import Target, UncoveredError, cuda_target, target_of
 from mbv3fast.torch_state import on_device, transform_active
 
 NAMESPACE = "mbv3fast"
@@ -56,6 +56,12 @@ class Op:
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             return tuple(_in_layout(out) for out in as_tuple(self._reference(*tensors, **options)))
 
+    def compute(self, *tensors: Tensor | None, target: Target, **given: Any) -> Result:
+        """By kernels, unchecked; by the reference where CUDA's don't cover it and Triton's can't run."""
+        with suppress(*(() if target.triton else (UncoveredError, ImportError))):
+            return self.run(*tensors, **given, target=target)
+        return self._result(self.reference(*tensors, **given))
+
     def _compute(self, *tensors: Tensor | None, **options: Any) -> Result:
         self.spec.check(tensors, options)
         first = self._leader(tensors)
@@ -63,10 +69,8 @@ class Op:
         server = op_backend(first.device, first.dtype)
         if server != "torch":
             make = functools.partial(cuda_target, dtype=first.dtype) if server == "cuda" else target_of
-            target = make(first.device)
-            uncovered = () if target.triton else (UncoveredError, ImportError)
-            with on_device(first), suppress(*uncovered):
-                return self._result(as_tuple(self.run(*tensors, **options, target=target)))
+            with on_device(first):
+                return self.compute(*tensors, **options, target=make(first.device))
         return self._result(self.reference(*tensors, **options))
 
     def _differentiate(self, *tensors: Tensor | None, **options: Any) -> Result:
