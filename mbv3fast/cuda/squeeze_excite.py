@@ -15,6 +15,7 @@ from mbv3fast.cuda.structs import ExciteArgs, SqueezeExciteArgs
 EXCITE = Kernel("excite", ExciteArgs)
 SQUEEZE_EXCITE = Kernel("squeeze_excite", SqueezeExciteArgs)
 _THREADS = 256  # of a block: kExciteThreads of csrc/excite.cuh
+_EIGHTS = 2  # of channels, that a thread multiplies: kEightsOfThread of csrc/squeeze_excite.cu
 _UNITS, _CHANNELS = _THREADS // 32, _THREADS // 8  # of a slice in one of two launches, for a row that lanes take
 
 
@@ -39,16 +40,9 @@ def excite(
     there is no cluster, else one block in one.
     """
     (images, tiles, channels), squeezed = pool.shape, fc1_weight.shape[0]
-    together = tile["images_per_cluster"]
-    groups = ceil(images / together)
-    rows = 1 if together == 1 else 4  # that lanes of csrc/excite.cu take at once
-    halves = (
-        Part(groups * ceil(squeezed / (_UNITS * rows)), ("pool", "fc1_weight", "fc1_bias"), ("hidden",)),
-        Part(groups * ceil(channels / (_CHANNELS * rows)), ("hidden", "fc2_weight", "fc2_bias"), ("scale",)),
-    )
     launch(
         EXCITE,
-        groups * tile["cluster"],
+        ceil(images / tile["images_per_cluster"]) * tile["cluster"],
         {
             "pool": pool,
             "fc1_weight": fc1_weight,
@@ -62,8 +56,18 @@ def excite(
         activation=activation,
         tile=tile,
         threads=_THREADS,
-        parts=halves if hidden is not None and tile["cluster"] == 1 else (),
+        parts=_halves(images, channels, squeezed, tile) if hidden is not None and tile["cluster"] == 1 else (),
         pdl=pdl,
+    )
+
+
+def _halves(images: int, channels: int, squeezed: int, tile: Tile) -> tuple[Part, Part]:
+    """The two launches of many blocks."""
+    together = tile["images_per_cluster"]
+    groups, rows = ceil(images / together), 1 if together == 1 else 4  # that lanes of csrc/excite.cu take at once
+    return (
+        Part(groups * ceil(squeezed / (_UNITS * rows)), ("pool", "fc1_weight", "fc1_bias"), ("hidden",)),
+        Part(groups * ceil(channels / (_CHANNELS * rows)), ("hidden", "fc2_weight", "fc2_bias"), ("scale",)),
     )
 
 
@@ -82,19 +86,28 @@ def squeeze_excite(
     """out = x * hardsigmoid(fc2(activation(fc1(mean of x over H, W)))).
 
     x and out [N, H, W, C], weights as in `excite`. One launch where a cluster's shared memory has room for an image,
-    else sums, scale and product one after another, which are seen as one.
+    else sums, scale (one launch or two) and product one after another. Of meta tensors, whose chip isn't asked, one.
     """
     images, height, width, channels = x.shape
-    sizes = {"images": images, "pixels": height * width, "channels": channels, "squeezed": fc1_weight.shape[0]}
+    pixels, squeezed, cluster = height * width, fc1_weight.shape[0], tile["cluster"]
+    sizes = {"images": images, "pixels": pixels, "channels": channels, "squeezed": squeezed}
     tiles = 0 if x.is_meta else _count_tiles(sizes, x.dtype, tile)
     scratch = {
         "pool": x.new_empty((images, tiles, channels), dtype=torch.float32) if tiles else None,
-        "hidden": x.new_empty((images, sizes["squeezed"]), dtype=torch.float32) if tiles else None,
+        "hidden": x.new_empty((images, squeezed), dtype=torch.float32) if tiles and cluster == 1 else None,
         "scale": x.new_empty((images, channels), dtype=torch.float32) if tiles else None,
     }
+    groups = ceil(images / tile["images_per_cluster"])
+    matrices = "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"
+    once = (Part(groups * cluster, ("pool", *matrices), ("scale",)),)
+    parts = (
+        Part(images * tiles, ("x",), ("pool",)),
+        *(_halves(images, channels, squeezed, tile) if cluster == 1 else once),
+        Part(images * ceil(pixels * (channels // 8) / (_THREADS * _EIGHTS)), ("x", "scale"), ("out",)),
+    )
     launch(
         SQUEEZE_EXCITE,
-        images * tile["cluster"],
+        images * cluster,
         {
             "x": x,
             "fc1_weight": fc1_weight,
@@ -108,6 +121,7 @@ def squeeze_excite(
         activation=activation,
         tile=tile,
         threads=_THREADS,
+        parts=parts if tiles else (),
         pdl=pdl,
     )
 

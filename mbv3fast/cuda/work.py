@@ -124,7 +124,7 @@ def _excite(launch: Launch) -> Work:
     layers = ("fc1_weight" in launch.reads) + ("fc2_weight" in launch.reads)  # one in each of two launches, or both
     issued = issued_bytes(
         launch,
-        pool=images * slices * s["tiles"] * channels,
+        pool=slices * (launch.reads["pool"].numel() if "pool" in launch.reads else 0),
         fc1_weight=groups * squeezed * channels,
         fc1_bias=groups * squeezed,
         fc2_weight=groups * channels * squeezed,
@@ -133,6 +133,27 @@ def _excite(launch: Launch) -> Work:
         scale=images * channels,
     )
     return Work(programs, 1 + layers, issued, fmas=layers * groups * tile["images_per_cluster"] * channels * squeezed)
+
+
+def _squeeze_excite(launch: Launch) -> Work:
+    """All of it, or one of its parts: sums, scale (as `excite`), product."""
+    if "x" not in launch.reads:
+        return _excite(launch)
+    s = launch.sizes
+    elements, vectors = s["images"] * s["pixels"] * s["channels"], s["images"] * s["channels"]
+    weights = s["images"] * s["channels"] * s["squeezed"] * ("fc1_weight" in launch.reads)
+    issued = issued_bytes(
+        launch,
+        x=elements,
+        fc1_weight=weights,
+        fc1_bias=s["images"] * s["squeezed"],
+        fc2_weight=weights,
+        fc2_bias=vectors,
+        scale=vectors,
+        pool=launch.grid * s["channels"],
+        out=elements,
+    )
+    return Work(launch.grid, 1 + 2 * ("fc1_weight" in launch.reads), issued, fmas=elements + 2 * weights)
 
 
 def _round_up(value: int) -> int:
@@ -144,4 +165,5 @@ _KERNELS: dict[str, Callable[[Launch], Work]] = {
     "excite": _excite,
     "inverted_residual": _inverted_residual,
     "pointwise_conv": _pointwise_conv,
+    "squeeze_excite": _squeeze_excite,
 }

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mbv3fast.config import network
 from mbv3fast.cuda.launch import ACTIVATIONS, DTYPES
-from mbv3fast.cuda.squeeze_excite import excite
+from mbv3fast.cuda.squeeze_excite import excite, squeeze_excite
 from mbv3fast.cuda.structs import ExciteArgs, SqueezeExciteArgs
+from mbv3fast.cuda.work import work
 from mbv3fast.launching import Launch, watch_launches
 from mbv3fast.reference import squeeze_excite_ref, squeeze_excite_scale
 from mbv3fast.tables import ROWS, Activation
@@ -192,6 +193,30 @@ def test_the_launcher_of_python(
     assert_seen(emulation, seen, before)
     assert len(seen) == 1 + two
     assert torch.equal(scale, case.excite(cluster, together, tiles=5, two=two))
+
+
+@pytest.mark.parametrize(
+    ("capability", "cluster", "pixels", "kernels"), [(90, 8, 49, 1), (90, 2, 1700, 3), (80, 1, 49, 4)]
+)
+def test_the_launcher_of_the_whole(
+    emulation: ctypes.CDLL, capability: int, cluster: int, pixels: int, kernels: int
+) -> None:
+    """Tells of one launch, or of sums, scale in one or two, and product; each does some of the work."""
+    case = Case(emulation, 240, 60, pixels=pixels)
+    x = case.x.view(case.shape[0], pixels, 1, 240)
+    out, matrices = torch.full_like(x, torch.nan), (case.fc1, case.bias1, case.fc2, case.bias2)
+    seen: list[Launch] = []
+    emulation.mbv3fast_emulate(capability, 0)
+    before = count_launches(emulation)
+    with watch_launches(seen.append):
+        tile = {"cluster": cluster, "images_per_cluster": 1}
+        squeeze_excite(x, *matrices, out=out, activation="relu", tile=tile)
+    assert_seen(emulation, seen, before)
+    assert len(seen) == kernels
+    done = [work(launch) for launch in seen]
+    assert sum(each.fmas for each in done) >= x.numel() + 2 * 240 * 60 * case.shape[0]
+    assert all(each.issued > 0 for each in done)
+    case.agrees(out.view_as(case.x))
 
 
 def test_no_images(emulation: ctypes.CDLL) -> None:
