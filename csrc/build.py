@@ -18,7 +18,7 @@ from pathlib import Path
 from subprocess import PIPE, STDOUT
 
 SOURCES = Path(__file__).resolve().parent
-DEFAULT = ("80", "86", "87", "89", "90", "100", "120")  # and PTX of the last
+DEFAULT = ("80", "86", "87", "89", "90", "100", "120")  # and PTX for 9.0
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 _OLDEST = 80
 _NAMES = {  # as torch's cpp_extension knows them, those that current compilers have

@@ -22,11 +22,6 @@ struct DepthwiseConv {
   int tile_height, tile_width, groups, tiles_x, tiles_y, blocks_of_channels;
 };
 
-template <class T>
-__device__ __forceinline__ void load_eight(float (&values)[8], GlobalPtr<const T> from) {
-  load<Eight<T>>(from).unpack(values);
-}
-
 template <class T, int K, int Stride, Activation A>
 __global__ void __launch_bounds__(kMostThreads) depthwise_conv_kernel(const __grid_constant__ DepthwiseConv<T> p) {
   const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
@@ -58,14 +53,16 @@ __global__ void __launch_bounds__(kMostThreads) depthwise_conv_kernel(const __gr
       if (y < 0 || y >= p.height) continue;
       float taps[K][8];
 #pragma unroll
-      for (int kx = 0; kx < K; ++kx) load_eight<T>(taps[kx], p.weight + ((ky * K + kx) * p.channels + channel));
+      for (int kx = 0; kx < K; ++kx) {
+        load<Eight<T>>(p.weight + ((ky * K + kx) * p.channels + channel)).unpack(taps[kx]);
+      }
       const std::int64_t line_start = (image * p.height + y) * p.width;
 #pragma unroll
       for (int i = 0; i < (kColumns - 1) * Stride + K; ++i) {
         const int x = column * Stride - p.left + i;
         if (x < 0 || x >= p.width) continue;
         float values[8];
-        load_eight<T>(values, p.x + ((line_start + x) * p.channels + channel));
+        load<Eight<T>>(p.x + ((line_start + x) * p.channels + channel)).unpack(values);
 #pragma unroll
         for (int o = 0; o < kColumns; ++o) {
           const int kx = i - o * Stride;

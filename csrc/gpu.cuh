@@ -12,7 +12,6 @@ namespace mbv3fast {
 
 using float16 = __half;
 using bfloat16 = __nv_bfloat16;
-using Stream = cudaStream_t;
 
 template <class T>
 using GlobalPtr = T*;

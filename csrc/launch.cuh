@@ -4,14 +4,24 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "device.cuh"
 #include "mbv3fast.h"
 
 namespace mbv3fast {
 
-// What the calling thread's last call said.
-std::string& last_words();
+// Why the calling thread's last call that failed did so, and the code that it returned.
+struct Said {
+  int code = 0;
+  std::string words;
+};
+Said& last_said();
+
+inline int say(int code, std::string words) {
+  last_said() = {code, std::move(words)};
+  return code;
+}
 
 // Arguments that no kernel takes. `what` names the argument, what it is, and what is needed.
 struct Refused {
@@ -67,7 +77,7 @@ int launch(const char* name, const Launch& how, const Params& params) {
   config.block.x = static_cast<unsigned>(how.threads);
   config.shared_bytes = static_cast<std::size_t>(how.shared_bytes);
   config.cluster = static_cast<unsigned>(how.cluster);
-  config.overlapped = how.overlapped;
+  config.overlapped = how.overlapped && current_device().capability >= 90;
   emulation::run(name, config, [&] { Kernel(params); });
   return 0;
 }
@@ -87,10 +97,11 @@ inline Device current_device() {
 }
 
 template <auto Kernel, class Params>
-int launch(const char*, const Launch& how, const Params& params) {
-  if (how.shared_bytes > 48 * 1024) {
+cudaError_t try_launch(const Launch& how, const Params& params) {
+  const Device device = current_device();
+  if (how.shared_bytes > 48 * 1024) {  // all that there is: what this launch needs, another thread might lower
     const auto most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    const cudaError_t error = cudaFuncSetAttribute(Kernel, most, static_cast<int>(how.shared_bytes));
+    const cudaError_t error = cudaFuncSetAttribute(Kernel, most, static_cast<int>(device.shared_limit));
     if (error != cudaSuccess) return error;
   }
   if (how.cluster > 8) {
@@ -104,7 +115,7 @@ int launch(const char*, const Launch& how, const Params& params) {
   config.dynamicSmemBytes = static_cast<std::size_t>(how.shared_bytes);
   config.stream = static_cast<cudaStream_t>(how.stream);
   config.attrs = attributes;
-  if (how.overlapped) {
+  if (how.overlapped && device.capability >= 90) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -118,6 +129,16 @@ int launch(const char*, const Launch& how, const Params& params) {
   return cudaLaunchKernelEx(&config, Kernel, params);
 }
 
+template <auto Kernel, class Params>
+int launch(const char* name, const Launch& how, const Params& params) {
+  const cudaError_t error = try_launch<Kernel>(how, params);
+  if (error == cudaSuccess) return 0;
+  cudaGetLastError();  // or whoever asks next takes it for their own
+  return say(error, std::string(name) + ": " + cudaGetErrorString(error) + " (" + std::to_string(how.blocks) +
+                        " blocks of " + std::to_string(how.threads) + " threads in clusters of " +
+                        std::to_string(how.cluster) + ", " + std::to_string(how.shared_bytes) + " bytes of shared memory)");
+}
+
 #endif
 
 // Runs a C function's body: no exception leaves it.
@@ -126,11 +147,9 @@ int guarded(const char* name, Body body) {
   try {
     return body();
   } catch (const Refused& refused) {
-    last_words() = std::string(name) + ": " + refused.what;
-    return MBV3FAST_REFUSED;
+    return say(MBV3FAST_REFUSED, std::string(name) + ": " + refused.what);
   } catch (const std::exception& error) {
-    last_words() = error.what();
-    return MBV3FAST_FAULT;
+    return say(MBV3FAST_FAULT, error.what());
   }
 }
 

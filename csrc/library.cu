@@ -3,9 +3,9 @@
 
 namespace mbv3fast {
 
-std::string& last_words() {
-  thread_local std::string words;
-  return words;
+Said& last_said() {
+  thread_local Said said;
+  return said;
 }
 
 }  // namespace mbv3fast
@@ -13,7 +13,7 @@ std::string& last_words() {
 int mbv3fast_version(void) { return MBV3FAST_VERSION; }
 
 const char* mbv3fast_error(int code) {
-  if (code == MBV3FAST_REFUSED || code == MBV3FAST_FAULT) return mbv3fast::last_words().c_str();
+  if (code != 0 && code == mbv3fast::last_said().code) return mbv3fast::last_said().words.c_str();
 #ifdef MBV3FAST_EMULATED
   return code == 0 ? "no error" : "unknown error";
 #else

@@ -17,6 +17,7 @@ from mbv3fast.cuda.library import emulated, lacks_library, lacks_loading
 BACKENDS = ("auto", "cuda", "triton", "torch")
 PLANS = ("layers", "blocks", "network")
 _BACKEND_OF_PLAN = {"layers": "triton", "blocks": "cuda"}
+SERVED_PLANS = tuple(_BACKEND_OF_PLAN)
 ENVIRONMENT = "MBV3FAST_BACKEND"
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _OLDEST = (7, 5)  # compute capability

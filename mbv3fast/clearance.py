@@ -14,7 +14,8 @@ import torch
 from mbv3fast import records
 from mbv3fast._version import __version__
 from mbv3fast.atomic import replacing
-from mbv3fast.cuda.library import library_sources
+from mbv3fast.cuda.library import lacks_loading, library_sources
+from mbv3fast.tuned import check_keys
 
 COMMITTED = Path(__file__).parent / "cuda" / "cleared.json"
 _FILE = "trials.json"
@@ -32,13 +33,13 @@ def keep_trial(plan: str, device: torch.device, reason: str) -> None:
 def tried(plan: str, device: torch.device) -> str | None:
     """What was wrong with a plan when it was tried on this GPU, empty where it passed; None where nobody has tried it.
 
-    It counts as tried by `mbv3fast doctor --check` here, with this driver, these versions and these sources; or where
-    COMMITTED says that it passed on a GPU of this compute capability, by the library's very sources.
+    It counts as tried by `mbv3fast doctor --check` here, with this driver, these versions and these sources; "blocks"
+    also where COMMITTED says that it passed on a GPU of this compute capability, by the library's very sources.
     """
     kept = records.read_record(_FILE, _key(plan, records.gpu_identity(device)))
     if kept is not None:
         return str(kept["reason"])
-    return "" if _is_committed(plan, device) else None
+    return "" if plan == "blocks" and _is_committed(device) else None
 
 
 def untried(plan: str, device: torch.device) -> str:
@@ -49,13 +50,11 @@ def untried(plan: str, device: torch.device) -> str:
     return found and f"plan {plan!r} failed when it was tried: {found}"
 
 
-def commit_trial(path: Path, plan: str, device: torch.device) -> None:
-    """Add to the file of records by compute capability, `path`, that a plan has passed on this GPU."""
-    properties = torch.cuda.get_device_properties(device)
-    capability = f"{properties.major}.{properties.minor}"
-    others = [one for one in _read(path) if (one["plan"], one["capability"]) != (plan, capability)]
+def commit_trial(path: Path, device: torch.device) -> None:
+    """Add to the file of records by compute capability, `path`, that plan "blocks" has passed on this GPU."""
+    capability = _capability(device)
+    others = [one for one in _read(path) if one["capability"] != capability]
     entry = {
-        "plan": plan,
         "capability": capability,
         "sources": library_sources(),
         "gpu": records.gpu_identity(device),
@@ -66,17 +65,29 @@ def commit_trial(path: Path, plan: str, device: torch.device) -> None:
         temporary.write_text(json.dumps([*others, entry], indent=1) + "\n", encoding="utf-8")
 
 
-def _is_committed(plan: str, device: torch.device) -> bool:
-    if device.type != "cuda":
+def _is_committed(device: torch.device) -> bool:
+    if device.type != "cuda" or lacks_loading():
         return False
+    wanted = {"capability": _capability(device), "sources": library_sources()}
+    return any(wanted.items() <= one.items() for one in _read(COMMITTED))
+
+
+def _capability(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
-    wanted = {"plan": plan, "capability": f"{major}.{minor}"}
-    fitting = [one for one in _read(COMMITTED) if wanted.items() <= one.items()]
-    return any(one["sources"] == library_sources() for one in fitting)
+    return f"{major}.{minor}"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    """Raises ValueError, which names the file, for one that isn't as `commit_trial` writes it."""
+    if not path.is_file():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        for entry in entries:
+            check_keys("an entry", entry, ("capability", "sources", "gpu", "date"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; write it with mbv3fast doctor --check --commit") from error
+    return entries
 
 
 def _key(plan: str, gpu: str) -> str:

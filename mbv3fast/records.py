@@ -8,6 +8,8 @@ import importlib.metadata
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,23 @@ def keep_record(file: str, key: str, entry: dict[str, Any]) -> None:
     """Keep `entry` under a key; where the file can't be written, say so and go on."""
     try:
         record_path(file).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(record_path(file)) as path:
+        with _turn(file), replacing(record_path(file)) as path:
             path.write_text(json.dumps({**_entries(file), key: entry}, indent=1), encoding="utf-8")
     except (OSError, RuntimeError) as error:
         logger.info("%s: not kept: %s", file, error)
+
+
+@contextmanager
+def _turn(file: str) -> Iterator[None]:
+    """One writer at a time, where the system has locks: each adds to what the others wrote."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with record_path(f"{file}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _entries(file: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from mbv3fast.backend import SERVED_DTYPES, BackendError, decide, requested
 from mbv3fast.disagreement import disagreement
 from mbv3fast.factory import large, small
 
+_LAST = 10  # seconds for a killed process to go
 COMMAND = [sys.executable, "-m", "mbv3fast.trial"]
 _SHAPES = {  # few images, odd sizes, many
     "cuda": ((1, 3, 224, 224), (3, 3, 225, 161), (64, 3, 224, 224)),
@@ -71,32 +71,48 @@ def _repeats(model: torch.nn.Module, case: Case, device: torch.device) -> str:
 
 def try_in_process(plan: str, device: torch.device, seconds: float) -> str:
     """What is wrong with a plan, as `try_plan` says, or how its process ended; empty where nothing is."""
-    with _process([*COMMAND, plan, str(device)]) as process:
-        try:
-            output, errors = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return f"it took more than {seconds:g} seconds"
-    if process.returncode < 0:
-        return f"its process was ended by {signal.Signals(-process.returncode).name}"
+    pipe = subprocess.PIPE
+    command = [*COMMAND, plan, str(device)]
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {seconds:g} seconds{_end(process)}"
+    finally:
+        _end(process)
+    return _outcome(process.returncode, output, errors)
+
+
+def _outcome(code: int, output: str, errors: str) -> str:
+    if code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
     try:
         return str(json.loads(output.splitlines()[-1])["reason"])
     except (ValueError, LookupError, TypeError):
-        last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        last = errors.strip().splitlines()[-1:] or [f"exit code {code}"]
         return f"its process failed: {last[0]}"
 
 
-@contextlib.contextmanager
-def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process that is gone in the end, with what it has started."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+def _end(process: subprocess.Popen[str]) -> str:
+    """Kill a process with what it has started, and say so where it won't go, as one in a driver may not."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.wait(_LAST)
+    except subprocess.TimeoutExpired:
+        return ", and could not be ended"
+    finally:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    return ""
+
+
+def _main(plan: str, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    print(json.dumps({"reason": try_plan(plan, device)}))
 
 
 if __name__ == "__main__":
-    print(json.dumps({"reason": try_plan(sys.argv[1], torch.device(sys.argv[2]))}))
+    _main(sys.argv[1], torch.device(sys.argv[2]))

@@ -26,6 +26,7 @@ def _a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (properties.major, properties.minor))
     monkeypatch.setattr(records, "cuda_driver_version", lambda: 13000)
     monkeypatch.setattr(clearance, "library_sources", lambda: "the very")
+    monkeypatch.setattr(clearance, "lacks_loading", lambda: "")
     monkeypatch.setattr(clearance, "COMMITTED", tmp_path / "cleared.json")
     monkeypatch.setenv(records.CACHE, str(tmp_path / "cache"))
     tried.cache_clear()
@@ -34,7 +35,7 @@ def _a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commit(**entry: Any) -> None:
-    whole = {"plan": "blocks", "capability": "9.0", "sources": "the very", "gpu": "", "date": ""} | entry
+    whole = {"capability": "9.0", "sources": "the very", "gpu": "", "date": ""} | entry
     clearance.COMMITTED.write_text(json.dumps([whole]))
 
 
@@ -65,21 +66,34 @@ def test_a_plan_that_failed_says_how_even_where_the_package_has_it() -> None:
 
 @pytest.mark.parametrize(
     ("entry", "found"),
-    [({}, ""), ({"sources": "others"}, None), ({"capability": "8.0"}, None), ({"plan": "layers"}, None)],
+    [({}, ""), ({"sources": "others"}, None), ({"capability": "8.0"}, None)],
 )
 def test_the_package_clears_a_capability_for_its_very_sources(entry: dict[str, str], found: str | None) -> None:
     commit(**entry)
     assert tried("blocks", GPU) == found
-    assert tried("blocks", torch.device("cpu")) is None
+    assert tried("blocks", torch.device("cpu")) is tried("layers", GPU) is None
+
+
+def test_without_a_library_no_record_of_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit()
+    monkeypatch.undo()
+    monkeypatch.setattr(clearance, "lacks_loading", lambda: "not built")
+    assert not clearance._is_committed(GPU)
+
+
+@pytest.mark.parametrize("damage", ["{", "3", "[3]", '[{"capability": "9.0"}]', "null"])
+def test_a_damaged_file_of_the_package_is_named(damage: str) -> None:
+    clearance.COMMITTED.write_text(damage)
+    with pytest.raises(ValueError, match=r"cleared.json: .*; write it with mbv3fast doctor --check --commit"):
+        tried("blocks", GPU)
 
 
 def test_what_passes_can_be_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(sources="old")
-    commit_trial(clearance.COMMITTED, "layers", GPU)
-    commit_trial(clearance.COMMITTED, "blocks", GPU)
-    assert [one["plan"] for one in json.loads(clearance.COMMITTED.read_text())] == ["layers", "blocks"]
+    commit_trial(clearance.COMMITTED, GPU)
+    assert [one["sources"] for one in json.loads(clearance.COMMITTED.read_text())] == ["the very"]
     assert untried("blocks", GPU) == ""
-    commit_trial(tmp_path / "new" / "cleared.json", "blocks", GPU)
+    commit_trial(tmp_path / "new" / "cleared.json", GPU)
     monkeypatch.setattr(clearance, "COMMITTED", tmp_path / "new" / "cleared.json")
     tried.cache_clear()
     assert untried("blocks", GPU) == ""
@@ -87,7 +101,7 @@ def test_what_passes_can_be_committed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_packages_own_file_is_whole() -> None:
     entries = json.loads(COMMITTED.read_text(encoding="utf-8"))
-    assert all(entry.keys() == {"plan", "capability", "sources", "gpu", "date"} for entry in entries)
+    assert all(entry.keys() == {"capability", "sources", "gpu", "date"} for entry in entries)
 
 
 @pytest.fixture

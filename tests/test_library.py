@@ -113,7 +113,8 @@ def test_a_gpu_needs_code(
         ("90a", [(9, 0)], [(9, 1), (10, 0)]),
         ("90a+PTX", [(9, 0)], [(10, 0)]),
         ("100", [(10, 0), (10, 3)], [(10, 1), (11, 0), (12, 0)]),
-        ("80+PTX", [(8, 0), (8, 7), (9, 0), (12, 1)], [(7, 5)]),
+        ("80+PTX", [(8, 0), (8, 7)], [(7, 5), (9, 0), (12, 1)]),  # which lacks what they need
+        ("90+PTX", [(9, 0), (10, 0), (12, 1)], [(8, 9)]),
         ("80 120 120+PTX", [(8, 6), (12, 0), (13, 0)], [(9, 0), (10, 0)]),
         ("", [], [(8, 0), (9, 0)]),
     ],
@@ -181,7 +182,7 @@ def test_doctor_says_what_there_is(emulated_library: Path, monkeypatch: pytest.M
 
     assert said() == "no: the CUDA library is not built (mbv3fast build)"
     path = put_stub(library.FOLDER, sources=library.sources_here())
-    library._load.cache_clear()
+    library._LOADED.clear()
     assert said() == f"for 80 87 90 120+PTX: {path}"
     monkeypatch.setattr("mbv3fast.cli.doctor.sources_here", lambda: "newer")
     assert said() == f"for 80 87 90 120+PTX: {path} (of other sources than these: build it anew)"

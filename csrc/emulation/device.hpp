@@ -37,7 +37,6 @@ struct alignas(16) uint4 {
   std::uint32_t x, y, z, w;
 };
 
-using Stream = void*;
 
 // A pointer to global memory that knows its tensor's bounds.
 template <class T>

@@ -26,7 +26,6 @@ struct Dim3 {
 // What is emulated, and the order of its threads: equal seeds give equal orders.
 struct Chip {
   int capability = 90;  // 10 * major + minor
-  int multiprocessors = 132;
   std::uint64_t seed = 0;
 
   std::size_t shared_limit() const;  // bytes of dynamic shared memory that a block may have

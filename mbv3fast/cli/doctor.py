@@ -16,6 +16,7 @@ from mbv3fast._version import __version__
 from mbv3fast.backend import (
     BACKENDS,
     SERVED_DTYPES,
+    SERVED_PLANS,
     BackendError,
     decide,
     lacks_trusted_cuda,
@@ -28,7 +29,6 @@ from mbv3fast.cuda.library import architectures, lacks_loading, library_path, li
 from mbv3fast.ops import OPS
 from mbv3fast.trial import cases, try_in_process
 
-PLANS = ("layers", "blocks")
 _EXTRAS = {
     "huggingface_hub": "hf-hub:… weights: pip install 'mbv3fast[hub]'",
     "pyarrow": ".parquet output: pip install 'mbv3fast[parquet]'",
@@ -41,15 +41,15 @@ _EXTRAS = {
 @click.option(
     "--limit", type=click.FloatRange(0, min_open=True), default=600, show_default=True, help="Seconds a plan."
 )
-@click.option("--plan", "plans", type=click.Choice(PLANS), multiple=True, default=PLANS, help="The plans to try.")
+@click.option("--plan", "plans", type=click.Choice(SERVED_PLANS), multiple=True, default=SERVED_PLANS, help="Of these.")
 @click.option("--commit", type=click.Path(dir_okay=False, path_type=Path), help="Also add what passes to this file.")
 def doctor(check: bool, limit: float, plans: tuple[str, ...], commit: Path | None) -> None:
     """Print versions, devices, which backend serves which op and why, and what to install for more.
 
     --check tries plans "layers" (Triton) and "blocks" (CUDA), each in a process of its own, on both networks, against
     references in float64. What passes may be chosen by `auto` from then on, with this driver, these versions and these
-    kernels; what fails is not, and the exit code is 1. With --commit it is added to the file that the package has for
-    all GPUs of its compute capability, mbv3fast/cuda/cleared.json.
+    kernels; what fails is not, and the exit code is 1. With --commit a passing plan "blocks" is added to the file that
+    the package has for all GPUs of its compute capability, mbv3fast/cuda/cleared.json.
     """
     if commit and not check:
         raise click.UsageError("--commit needs --check")
@@ -104,8 +104,8 @@ def _try_plans(plans: Sequence[str], limit: float, commit: Path | None) -> bool:
         reasons[plan] = try_in_process(plan, device, limit)
         keep_trial(plan, device, reasons[plan])
         _line(plan, reasons[plan] or f"passed in {number} cases, {time.monotonic() - start:.0f} s")
-        if commit and not reasons[plan]:
-            commit_trial(commit, plan, device)
+        if commit and plan == "blocks" and not reasons[plan]:
+            commit_trial(commit, device)
     if not reasons:
         raise click.ClickException("nothing to try: no plan's kernels run here")
     return not any(reasons.values())

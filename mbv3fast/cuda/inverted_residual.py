@@ -42,7 +42,7 @@ def inverted_residual(
     """
     images, _, _, inputs = x.shape
     channels = weight.shape[1]
-    adds_input = residual is x and (expand_weight is not None or channels <= tile["step"])
+    adds_input = residual is x
     _, out_height, out_width, outputs = out.shape
     launch(
         KERNEL,

@@ -15,7 +15,10 @@ FOLDER = Path(__file__).parents[1] / "lib"
 ENVIRONMENT = "MBV3FAST_EMULATE"
 VERSION = 1  # MBV3FAST_VERSION in csrc/include/mbv3fast.h
 _APART = ((8, 7), (10, 1))  # compute capabilities of chips for which code for others of their major version is not
+_SOURCES = ("*.cu", "*.cuh", "*.inc", "include/*.h", "emulation/*.?pp")  # as CMakeLists.txt has them
+_NEWER = (9, 0)  # from which chips want what earlier PTX lacks: clusters, dependent launches
 _lock = threading.Lock()
+_LOADED: dict[tuple[Path, bool], ctypes.CDLL | str] = {}
 
 
 class KernelError(RuntimeError):
@@ -75,21 +78,24 @@ def library_sources() -> str:
 def sources_here() -> str:
     """The same of the sources that lie beside this package; empty where there are none."""
     folder = Path(__file__).parents[1] / "csrc"
-    paths = sorted(path for pattern in ("*.cu", "*.cuh", "*.inc", "include/*.h") for path in folder.glob(pattern))
+    paths = sorted(path for pattern in _SOURCES for path in folder.glob(pattern))
     digests = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
     return hashlib.sha256(digests.encode()).hexdigest() if paths else ""
 
 
 @functools.cache  # which every call of a model asks
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code for these architectures runs on a GPU: that of its major version up to its minor one, or PTX."""
+    """Whether code for these architectures runs on a GPU as it must: that of its major version up to its minor one, or
+    PTX, but not on a chip of 9.0 or later what is from before.
+    """
     for name in architectures.split():
         number, _, ptx = name.partition("+")
         built = divmod(int(number.rstrip("a")), 10)
         if number.endswith("a") or (not ptx and (built in _APART or capability in _APART)):
             runs = built == capability
         else:
-            runs = built <= capability and (bool(ptx) or built[0] == capability[0])
+            later = bool(ptx) and (built >= _NEWER or capability < _NEWER)
+            runs = built <= capability and (later or built[0] == capability[0])
         if runs:
             return True
     return False
@@ -107,13 +113,18 @@ def library_path() -> Path:
 
 
 def _loaded() -> ctypes.CDLL | str:
-    with _lock:  # a cache by itself would let two threads load at once
-        return _load(library_path())
+    """Settled at the first call; every launch asks, and so without a lock when it is."""
+    place = FOLDER, emulated()
+    found = _LOADED.get(place)
+    if found is None:
+        with _lock:
+            found = _LOADED.get(place) or _load(library_path())
+            _LOADED[place] = found
+    return found
 
 
-@functools.cache
 def _load(path: Path) -> ctypes.CDLL | str:
-    """The library, or why it can't be called; settled at the first call."""
+    """The library, or why it can't be called."""
     again = "mbv3fast build" + " --emulated" * emulated()
     if not path.is_file():
         return f"the CUDA library is not built ({again})"

@@ -178,10 +178,13 @@ TILES = (
 
 
 def find(tile: Mapping[str, Any], sizes: Mapping[str, int], expands: bool) -> CompiledTile:
-    """That of a launch. Raises StopIteration where none is compiled."""
+    """That of a launch. Raises LookupError where none is compiled."""
     cut = tile["tile_height"], tile["tile_width"], tile["step"]
     geometry = sizes["kernel"], sizes["stride"], tile["ACTIVATION"], sizes["outputs"], expands
-    return next(known for known in TILES if (known.height, known.width, known.step) == cut and known.fits(*geometry))
+    for known in TILES:
+        if (known.height, known.width, known.step) == cut and known.fits(*geometry):
+            return known
+    raise LookupError(f"{cut} for {geometry}: no such tile is compiled")
 
 
 def depthwise_conv(
@@ -234,7 +237,8 @@ _LAUNCH = 128 * 1024  # those that a block reads while a second launch would sta
 def excite(images: int, channels: int, squeezed: int, sms: int = 132, capability: int = 90) -> Tile:
     """For the scales [images, channels]: clusters where the chip has them, as large as their matrices want."""
     if capability < _CLUSTERS:
-        return {"cluster": 1, "images_per_cluster": 1}
+        blocks = images * (ceil(squeezed / 8) if _want_two_launches(channels, squeezed) else 1)
+        return {"cluster": 1, "images_per_cluster": 8 if blocks > 16 * sms else 1}
     cluster = next((count for count in (8, 4, 2) if 4 * channels * squeezed >= _SLICE * count), 1)
     many = images * cluster > 2 * sms
     return {"cluster": cluster, "images_per_cluster": 8 if many else 1}
@@ -242,7 +246,11 @@ def excite(images: int, channels: int, squeezed: int, sms: int = 132, capability
 
 def excites_in_two(tile: Tile, channels: int, squeezed: int) -> bool:
     """Whether so large matrices want many blocks, which without a cluster takes two launches of `excite`."""
-    return tile["cluster"] == 1 and 4 * channels * squeezed >= _LAUNCH
+    return tile["cluster"] == 1 and _want_two_launches(channels, squeezed)
+
+
+def _want_two_launches(channels: int, squeezed: int) -> bool:
+    return 4 * channels * squeezed >= _LAUNCH
 
 
 def squeeze_excite(images: int, channels: int, squeezed: int, sms: int = 132, capability: int = 90) -> Tile:

@@ -87,15 +87,6 @@ def test_a_residual_that_is_not_the_input(emulation: ctypes.CDLL, kind: str) -> 
         check_inverted_residual(emulation, KINDS[kind], tile_of(tile), (1, 7, 9), other_residual=True)
 
 
-def test_the_input_added_where_it_comes_in_several_steps(emulation: ctypes.CDLL) -> None:
-    """It isn't in shared memory in the end, and is read again."""
-    block = Block(40, 40, 16, 3, 1, "relu")
-    for tile in fitting(block):
-        check_inverted_residual(emulation, block, tile_of(tile), (1, 5, 9), other_residual=True)
-    few = Block(16, 16, 16, 3, 1, "relu", True)
-    assert few.channels <= min(tile.step for tile in fitting(few))
-
-
 def test_no_images(emulation: ctypes.CDLL) -> None:
     assert emulation
     block = KINDS["projected"]

@@ -12,8 +12,6 @@ from mbv3fast.cuda.tiles import TILES
 builder = pytest.importorskip("mbv3fast.csrc.build")
 ptxas = pytest.importorskip("mbv3fast.csrc.ptxas")
 pytestmark = pytest.mark.skipif(bool(builder.lacks_tools()), reason=builder.lacks_tools())
-REGISTERS = 255  # a thread may have; a Large's widest blocks hold some two hundred, of sums and taps
-STATIC_SHARED = 1024  # bytes: kernels have theirs from the launch
 ALL = "8.0 8.6 8.7 8.9 9.0 10.0 12.0+PTX"  # the default, whatever the environment says
 
 
@@ -29,7 +27,6 @@ def test_the_library_has_every_kernel_and_none_spills(tmp_path: Path, monkeypatc
     rows = ptxas.demangled([row for log in logs for row in ptxas.parse_log(log.read_text(encoding="utf-8"))])
     assert {row.architecture for row in rows} == set(builder.DEFAULT)
     assert [row for row in rows if row.spill_stores or row.spill_loads] == []
-    assert all(0 < row.registers <= REGISTERS for row in rows)
-    assert max(row.shared for row in rows) <= STATIC_SHARED
+    assert {row.shared for row in rows} == {0}, "launches allow kernels all that a chip has beside"
     blocks = [row for row in rows if row.kernel.startswith("inverted_residual_kernel")]
     assert len(blocks) == 2 * len(TILES) * len(builder.DEFAULT), "both dtypes, every tile"

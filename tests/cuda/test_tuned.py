@@ -137,8 +137,8 @@ def by_block(plan: Any, shape: tuple[int, ...], gpu: str, ends: list[str]) -> It
 
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("build", [mbv3fast.large, mbv3fast.small])
-def test_until_it_is_measured_the_choice_is_the_cost_models(build: Callable[[], Any], gpu: str) -> None:
-    """No block takes much longer than by Triton's kernels, and together they take less."""
+def test_until_it_is_measured_the_cost_model_has_nothing_against_the_choice(build: Callable[[], Any], gpu: str) -> None:
+    """No block takes a tenth longer than by Triton's kernels, and together they take less."""
     pytest.importorskip("triton")
     with torch.device("meta"):
         model = build().half().eval()
@@ -147,5 +147,4 @@ def test_until_it_is_measured_the_choice_is_the_cost_models(build: Callable[[], 
     for images in (1, 8, 32, 128):
         ours, theirs = (list(by_block(plan, (images, 3, 224, 224), gpu, ends)) for plan in (chosen, layers))
         assert sum(ours) < sum(theirs)
-        worst = max(mine / others for mine, others in zip(ours, theirs, strict=True))
-        assert worst < 1.15, (images, ends[ours.index(max(ours))])
+        assert max(mine / others for mine, others in zip(ours, theirs, strict=True)) < 1.1
