@@ -24,7 +24,13 @@ _projected, _not_expanded, _sums = (partial(Mutant, name, _BLOCK) for name in ("
 _depthwise, _pointwise = (partial(Mutant, name, f"{name}_conv.cu") for name in ("depthwise", "pointwise"))
 COMPARED = r"Error\(.*\) exceeds Error\("
 _RACE, _UNWRITTEN, _FLIES = "race: ", "read of what nothing wrote", "read of what a cp.async still brings"
+_TOO_SOON = rf"{_RACE}|{_UNWRITTEN}|has ended|ends while"
 _WAIT, _SYNC = "    wait_for_copies<0>();\n", "    __syncthreads();\n"
+
+
+def _squeeze(right: str, wrong: str, caught: str = COMPARED) -> Mutant:
+    return Mutant("squeeze-excite", "squeeze_excite.cu", right, wrong, caught)
+
 
 FAST = {  # others are slow
     "top and left are swapped": _projected(
@@ -85,11 +91,38 @@ MUTANTS = {
     "no bias in squeeze-excite": Mutant(
         "excite", "excite.cuh", "load<float>(slice.offsets + (total.row - slice.begin))", "0.0f", "assert tensor"
     ),
+    **{
+        f"the launch before is not awaited by {kernel}": Mutant(
+            instance, file, f"  wait_for_predecessor();\n{behind}", behind, "that the launch before may still use"
+        )
+        for kernel, instance, file, behind in (
+            ("depthwise_conv", "depthwise", "depthwise_conv.cu", ""),
+            ("pointwise_conv", "pointwise", "pointwise_conv.cu", ""),
+            ("excite", "excite", "excite.cu", "  wait_for_copies<1>();\n"),
+            ("squeeze_excite", "squeeze-excite", "squeeze_excite.cu", "  for (int i = thread_index(); i < eights;"),
+            ("its product", "squeeze-excite", "squeeze_excite.cu", "  multiply_by("),
+        )
+    },
+    "a sum for a mean": _squeeze(
+        "gathered + four, cluster, p.rows), p.per_pixel)", "gathered + four, cluster, p.rows), 1.0f)"
+    ),
+    "a pixel is summed twice": _squeeze(
+        "load<Eight<T>>(x + (pixel * channels", "load<Eight<T>>(x + ((pixel & ~1) * channels"
+    ),
+    "sums are taken before all have come": _squeeze(
+        "  arrive_cluster();\n  wait_cluster();\n  const int fours", "  __syncthreads();\n  const int fours", _TOO_SOON
+    ),
+    "hidden units are taken before all have come": _squeeze(
+        "  arrive_cluster();\n  wait_cluster();\n  excite<4", "  __syncthreads();\n  excite<4", _TOO_SOON
+    ),
+    "scales are taken before all have come": _squeeze(
+        "  arrive_cluster();\n  wait_cluster();\n  multiply_by", "  __syncthreads();\n  multiply_by", _TOO_SOON
+    ),
     "no barrier of the cluster": Mutant(
         "excite",
         "excite.cu",
         "  arrive_cluster();\n  wait_cluster();\n",
         "  __syncthreads();\n",
-        rf"{_RACE}|{_UNWRITTEN}|has ended|ends while",
+        _TOO_SOON,
     ),
 }

@@ -81,15 +81,15 @@ def mistake(sources: Path, file: str, right: str, wrong: str) -> None:
     path.write_text(text.replace(right, wrong), encoding="utf-8")
 
 
-def compiled(source: Path) -> ctypes.CDLL:
-    """A library of one source and the emulation, whose objects the emulated library has left."""
+def compiled(source: Path, *others: Path) -> ctypes.CDLL:
+    """A library of sources and the emulation, whose objects the emulated library has left."""
     target = source.with_suffix(".so")
     objects = sorted(map(str, OBJECTS.rglob("*.o")))
     assert objects
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"]
     defined = ["-DMBV3FAST_EMULATED", f"-I{source.parent}", f"-I{source.parent / 'include'}"]
     compiler = shutil.which("c++") or "g++"
-    inputs = ["-x", "c++", str(source), "-x", "none", *objects]
+    inputs = ["-x", "c++", *map(str, (source, *others)), "-x", "none", *objects]
     subprocess.run([compiler, *options, *defined, *inputs, "-o", str(target)], check=True)
     loaded = ctypes.CDLL(str(target))
     library._declare(loaded)

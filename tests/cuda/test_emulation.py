@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mbv3fast.cuda.tiles import SHARED
+
 FAULT = 10002
 SEEDS = range(16)
 THREADS = 64
@@ -123,7 +125,7 @@ def test_equal_seeds_give_equal_orders(kernels: ctypes.CDLL) -> None:
     assert len(set(first)) > 1
 
 
-@pytest.mark.parametrize(("capability", "kilobytes"), [(80, 163), (86, 99), (87, 163), (89, 99), (90, 227), (120, 99)])
+@pytest.mark.parametrize(("capability", "kilobytes"), SHARED.items())
 def test_shared_memory_of_chips(kernels: ctypes.CDLL, capability: int, kilobytes: int) -> None:
     kernels.mbv3fast_emulate(capability, 0)
     most = 1024 * kilobytes

@@ -52,6 +52,13 @@ def excite(lib: ctypes.CDLL) -> None:
         case.agrees_in_float32(case.excite(cluster, tiles=3, two=two))
 
 
+def squeeze_excite(lib: ctypes.CDLL) -> None:
+    case = Case(lib, 40, 10, images=2, pixels=11)
+    for cluster in (2, 1):  # one launch, and several
+        for seed in (0, 1):
+            case.agrees(case.squeeze_excite(cluster, two=cluster == 1, seed=seed)[0])
+
+
 CHECKS: dict[str, Callable[[ctypes.CDLL], None]] = {
     "projected": projected,
     "sums": sums,
@@ -59,6 +66,7 @@ CHECKS: dict[str, Callable[[ctypes.CDLL], None]] = {
     "depthwise": depthwise,
     "pointwise": pointwise,
     "excite": excite,
+    "squeeze-excite": squeeze_excite,
 }
 
 
@@ -67,7 +75,8 @@ def built(monkeypatch: pytest.MonkeyPatch, instance: str, folder: Path, mutant: 
     sources = copy_sources(folder)
     if mutant is not None:
         mistake(sources, mutant.file, mutant.right, mutant.wrong)
-    lib = compiled(cut(sources, instance))
+    needed = (instance, "excite") if instance == "squeeze-excite" else (instance,)
+    lib = compiled(*(cut(sources, name) for name in needed))
     monkeypatch.setattr(library, "_loaded", lambda: lib)
     return lib
 

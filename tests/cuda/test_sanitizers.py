@@ -85,7 +85,6 @@ def test_the_example_is_clean_and_mistakes_are_seen(tmp_path: Path) -> None:
         assert kernel.name in found.stderr
 
 
-@pytest.mark.slow
 def test_every_kernel_is_clean(tmp_path: Path) -> None:
     sources = sources_of(tmp_path, "depthwise", "projected", "pointwise", "excite", "squeeze-excite")
     shutil.copy(DRIVER, sources / "example" / "depthwise_conv.cpp")

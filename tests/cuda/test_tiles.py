@@ -80,14 +80,6 @@ def test_memory_is_what_the_launcher_asks_for(emulation: ctypes.CDLL, tile: Comp
         assert last_launch(emulation) == (1, 128, tile.shared_bytes(inputs), 1)
 
 
-@pytest.mark.parametrize("capability", SHARED)
-def test_memory_of_chips_is_what_the_emulation_has(kernels: ctypes.CDLL, capability: int) -> None:
-    kernels.mbv3fast_emulate(capability, 0)
-    most = 1024 * SHARED[capability]
-    assert kernels.test_launch(1, 32, most, 1) == 0
-    assert kernels.test_launch(1, 32, most + 1, 1) != 0
-
-
 def choice(block: BlockConfig, images: int, height: int, width: int, capability: int = 90) -> Tile:
     """For an output of height x width of a block."""
     return inverted_residual(
