@@ -1,7 +1,7 @@
 // What squeeze-excite multiplies by, from the sums of tiles: by one cluster, by two launches or by one block.
 #include <vector>
 
-#include "excite.cuh"
+#include "excite_host.cuh"
 
 namespace mbv3fast {
 namespace {

@@ -3,7 +3,7 @@
 // The cluster's blocks have slices of the image's pixels, and of both matrices. Sums of a slice's pixels go to the
 // blocks that have those channels, and from there means to all blocks: that moves less between them than all sums of
 // all blocks would. Then hidden units and the scale go to all blocks, and every block writes its pixels.
-#include "excite.cuh"
+#include "excite_host.cuh"
 
 namespace mbv3fast {
 namespace {

@@ -9,7 +9,7 @@ import torch
 
 from mbv3fast.cli.options import DTYPES
 from mbv3fast.cost import gpu_target
-from mbv3fast.cuda import tiles as choices
+from mbv3fast.cuda.compiled import find
 from mbv3fast.cuda.launch import Kernel
 from mbv3fast.cuda.work import work
 from mbv3fast.factory import large, small
@@ -97,5 +97,5 @@ def _held(planned: PlannedLaunch, chip: Gpu) -> tuple[str, str]:
     launch, sizes = planned.launch, planned.launch.sizes
     if launch.kernel.name != "inverted_residual":
         return "-", "-"
-    tile = choices.find(launch.constants, sizes, "expand_weight" in launch.reads)
+    tile = find(launch.constants, sizes, "expand_weight" in launch.reads)
     return str(tile.resident(sizes["inputs"], chip.sm)), f"{tile.shared_bytes(sizes['inputs']) / 1024:.0f}"

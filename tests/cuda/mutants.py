@@ -19,8 +19,8 @@ class Mutant(NamedTuple):
     caught: str
 
 
-_BLOCK = "inverted_residual.cuh"
-_projected, _not_expanded, _sums = (partial(Mutant, name, _BLOCK) for name in ("projected", "not expanded", "sums"))
+_STAGES, _BLOCK = "inverted_residual.cuh", "inverted_residual_block.cuh"
+_projected, _not_expanded, _sums = (partial(Mutant, name, _STAGES) for name in ("projected", "not expanded", "sums"))
 _depthwise, _pointwise = (partial(Mutant, name, f"{name}_conv.cu") for name in ("depthwise", "pointwise"))
 COMPARED = r"Error\(.*\) exceeds Error\("
 _RACE, _UNWRITTEN, _FLIES = "race: ", "read of what nothing wrote", "read of what a cp.async still brings"
@@ -33,7 +33,9 @@ def _squeeze(right: str, wrong: str, caught: str = COMPARED) -> Mutant:
 
 
 FAST = {  # others are slow
-    "top and left are swapped": _projected(
+    "top and left are swapped": Mutant(
+        "projected",
+        _BLOCK,
         "first_y = row * C::kStride - p.top, first_x = column * C::kStride - p.left",
         "first_y = row * C::kStride - p.left, first_x = column * C::kStride - p.top",
         rf"{COMPARED}|out of bounds",
@@ -57,7 +59,9 @@ MUTANTS = {
         "second = activate<C::kActivation>(sum.y);", "second = sum.y;", COMPARED
     ),
     "no residual": _projected("values[c] += others[c]", "values[c] += 0 * others[c]", COMPARED),
-    "a halo is a row short": _projected(
+    "a halo is a row short": Mutant(
+        "projected",
+        _BLOCK,
         "kHeight = (TileHeight - 1) * Stride + Kernel,",
         "kHeight = (TileHeight - 1) * Stride + Kernel - 1,",
         f"{COMPARED}|{_UNWRITTEN}|{_RACE}",
@@ -73,7 +77,9 @@ MUTANTS = {
         "total.x",
         COMPARED,
     ),
-    "the input is added from a pixel beside": _not_expanded(
+    "the input is added from a pixel beside": Mutant(
+        "not expanded",
+        _BLOCK,
         "return expanded + (y * C::kWidth + x)",
         "return expanded + (y * C::kWidth)",
         COMPARED,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbv3fast.cuda.tiles import SHARED
+from mbv3fast.cuda.compiled import SHARED
 
 FAULT = 10002
 SEEDS = range(16)

@@ -7,10 +7,10 @@ import ctypes
 import pytest
 import torch
 
+from mbv3fast.cuda.compiled import TILES, CompiledTile
 from mbv3fast.cuda.inverted_residual import inverted_residual
 from mbv3fast.cuda.launch import Tile
 from mbv3fast.cuda.library import KernelError
-from mbv3fast.cuda.tiles import TILES, CompiledTile
 from tests.cuda.checks import Block, check_inverted_residual
 from tests.cuda.harness import DTYPES
 from tests.guards import BLOCKS, in_turn

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mbv3fast.cuda import library
-from mbv3fast.cuda.tiles import TILES
+from mbv3fast.cuda.compiled import TILES
 
 builder = pytest.importorskip("mbv3fast.csrc.build")
 ptxas = pytest.importorskip("mbv3fast.csrc.ptxas")

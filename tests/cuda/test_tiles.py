@@ -15,13 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbv3fast.config import BlockConfig, network
+from mbv3fast.cuda.compiled import SHARED, TILES, CompiledTile
 from mbv3fast.cuda.inverted_residual import inverted_residual as launch_inverted_residual
 from mbv3fast.cuda.launch import Tile
 from mbv3fast.cuda.library import KernelError
 from mbv3fast.cuda.tiles import (
-    SHARED,
-    TILES,
-    CompiledTile,
     depthwise_conv,
     excite,
     excites_in_two,
