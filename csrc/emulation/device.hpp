@@ -21,7 +21,7 @@
 #define blockDim (::mbv3fast::emulation::config().block)
 #define gridDim (::mbv3fast::emulation::config().grid)
 #define __syncthreads() ::mbv3fast::emulation::sync_block(__FILE__, __LINE__)
-#define __syncwarp() ::mbv3fast::emulation::sync_warp("__syncwarp")
+#define __syncwarp() ::mbv3fast::emulation::sync_warp({"__syncwarp", __FILE__, __LINE__, 0})
 
 namespace mbv3fast {
 

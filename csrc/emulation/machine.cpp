@@ -2,6 +2,7 @@
 #include "machine.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -12,7 +13,7 @@
 namespace mbv3fast::emulation {
 namespace {
 
-const char* const kEnded = "its end";
+const Place kEnded = {"its end", nullptr, 0, 0};
 
 std::string named(const Thread& thread) {
   const auto triple = [](const Dim3& index) {
@@ -36,8 +37,7 @@ class Cluster {
   Thread& thread() { return *current_; }
   Block& block(unsigned rank) { return *blocks_.at(rank); }
   // The current thread comes to where `expected` threads meet, and goes on when all are there; the last calls `done`.
-  void gather(std::vector<Thread*>& waiting, std::size_t expected, const std::string& where,
-              const std::function<void()>& done);
+  void gather(std::vector<Thread*>& waiting, std::size_t expected, const Place& where, const std::function<void()>& done);
   void arrive();
   void pass();
 
@@ -54,7 +54,7 @@ class Cluster {
   Fiber& fiber(const Thread& thread) { return fibers_[thread.block->rank * config.block.count() + thread.number]; }
   void live(Thread& thread);
   void end(Thread& thread);
-  void wait(const std::string& where);
+  void wait(const Place& where);
   void wake(std::vector<Thread*>& waiting);
   [[noreturn]] void report_deadlock() const;
 
@@ -110,7 +110,7 @@ void Cluster::end(Thread& thread) {
   }
 }
 
-void Cluster::wait(const std::string& where) {
+void Cluster::wait(const Place& where) {
   Thread& thread = *current_;
   thread.waits = where;
   Fiber::pause();
@@ -118,17 +118,17 @@ void Cluster::wait(const std::string& where) {
 
 void Cluster::wake(std::vector<Thread*>& waiting) {
   for (Thread* thread : waiting) {
-    thread->waits.clear();
+    thread->waits = {};
     ready_.push_back(thread);
   }
   waiting.clear();
 }
 
-void Cluster::gather(std::vector<Thread*>& waiting, std::size_t expected, const std::string& where,
+void Cluster::gather(std::vector<Thread*>& waiting, std::size_t expected, const Place& where,
                      const std::function<void()>& done) {
-  if (!waiting.empty() && waiting.front()->waits != where) {
-    fail("missed barrier: " + named(*waiting.front()) + " waits at " + waiting.front()->waits + ", this one comes to " +
-         where);
+  if (!waiting.empty() && !(waiting.front()->waits == where)) {
+    fail("missed barrier: " + named(*waiting.front()) + " waits at " + waiting.front()->waits.text() +
+         ", this one comes to " + where.text());
   }
   if (waiting.size() + 1 < expected) {
     waiting.push_back(current_);
@@ -154,7 +154,7 @@ void Cluster::pass() {
   if (clock.arrived == clock.passed) fail("waits at the cluster's barrier where it has not arrived");
   if (phases_ < clock.arrived) {
     at_barrier_.push_back(current_);
-    wait("the cluster's barrier");
+    wait({"the cluster's barrier", nullptr, 0, 0});
   }
   ++clock.passed;
 }
@@ -164,20 +164,15 @@ void Cluster::report_deadlock() const {
   for (const auto& block : blocks_) {
     for (const Thread& thread : block->threads) threads.push_back(&thread);
   }
-  const auto waits = [](const Thread* thread) { return thread->waits != kEnded; };
+  const auto waits = [](const Thread* thread) { return !(thread->waits == kEnded); };
   const Thread& first = **std::find_if(threads.begin(), threads.end(), waits);
-  std::string what = "missed barrier: " + named(first) + " waits at " + first.waits;
+  std::string what = "missed barrier: " + named(first) + " waits at " + first.waits.text();
   for (const Thread* other : threads) {
     if (other->waits == first.waits) continue;
-    what += ", " + named(*other) + " is at " + other->waits;
+    what += ", " + named(*other) + " is at " + other->waits.text();
     break;
   }
   throw Fault(what);
-}
-
-std::string place(const char* file, int line) {
-  const std::string path = file;
-  return "__syncthreads of " + path.substr(path.find_last_of('/') + 1) + ":" + std::to_string(line);
 }
 
 void check_config(const Config& config) {
@@ -196,6 +191,20 @@ void check_config(const Config& config) {
 }
 
 }  // namespace
+
+bool Place::operator==(const Place& other) const {
+  const auto same = [](const char* a, const char* b) {
+    return a == b || (a != nullptr && b != nullptr && std::strcmp(a, b) == 0);
+  };
+  return line == other.line && number == other.number && same(what, other.what) && same(file, other.file);
+}
+
+std::string Place::text() const {
+  if (file == nullptr) return what;
+  const std::string path = file;
+  const std::string of = number == 0 ? "" : " " + std::to_string(number);
+  return what + of + " of " + path.substr(path.find_last_of('/') + 1) + ":" + std::to_string(line);
+}
 
 Chip& chip() { return emulated; }
 
@@ -230,21 +239,21 @@ void fail(const std::string& what) { throw Fault(what + " (" + named(self()) + "
 
 void sync_block(const char* file, int line) {
   Block& block = *self().block;
-  running->gather(block.barrier, block.threads.size(), place(file, line), [] {});
+  running->gather(block.barrier, block.threads.size(), {"__syncthreads", file, line, 0}, [] {});
   ++self().clock.block;
 }
 
-void meet(const char* what, void* part, const std::function<void(void**)>& act) {
+void meet(const Place& place, void* part, const std::function<void(void**)>& act) {
   Thread& thread = self();
   Meeting& meeting = thread.block->warps[thread.warp()];
   meeting.parts[thread.lane()] = part;
   const std::size_t lanes = std::min<std::size_t>(kWarp, thread.block->threads.size() - thread.warp() * kWarp);
-  if (lanes < kWarp) fail(std::string(what) + " in a warp of " + std::to_string(lanes) + " threads");
-  running->gather(meeting.waiting, kWarp, what, [&] { act(meeting.parts); });
+  if (lanes < kWarp) fail(place.text() + " in a warp of " + std::to_string(lanes) + " threads");
+  running->gather(meeting.waiting, kWarp, place, [&] { act(meeting.parts); });
 }
 
-void sync_warp(const char* what) {
-  meet(what, nullptr, [](void**) {});
+void sync_warp(const Place& place) {
+  meet(place, nullptr, [](void**) {});
   ++self().clock.warp;
 }
 

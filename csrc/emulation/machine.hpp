@@ -49,6 +49,16 @@ struct Clock {
   std::uint32_t block = 0, warp = 0, arrived = 0, passed = 0;
 };
 
+// Where threads meet: what they do there, in which line of the source, and a number that they must agree on.
+struct Place {
+  const char* what = nullptr;
+  const char* file = nullptr;
+  int line = 0, number = 0;
+
+  bool operator==(const Place& other) const;
+  std::string text() const;
+};
+
 // One CUDA thread.
 struct Thread {
   Block* block = nullptr;
@@ -56,7 +66,7 @@ struct Thread {
   int number = 0;  // in its block
   Clock clock;
   bool predecessor_done = false;
-  std::string waits;  // for what; empty while it can go on
+  Place waits;  // for what; nowhere while it can go on
 
   struct Copy {  // of a cp.async; `source` is null where it brings zeros
     std::int64_t offset;
@@ -88,14 +98,22 @@ class Shared {
     Clock clock;
     bool ordered(const Thread& next) const;
   };
+  // The reads of a block's threads since the last write: the last one, those of another thread of its warp and of another
+  // warp, and the one behind most arrivals at the cluster's barrier: it may not be ordered with what comes where reads
+  // after it, in the order of turns, are.
+  struct Reads {
+    const Block* block = nullptr;
+    Access last, same_warp, other_warp, late;
+    void add(const Thread& thread);
+    const Access* unordered(const Thread& next) const;
+  };
   struct Word {
-    Access write, read;
-    Access same_warp, other_warp;  // the last reads of another thread of that reader's warp, and of another warp
-    // The read behind most arrivals at the cluster's barrier, and such of another thread: reads before them in the order of
-    // turns may be ordered with what comes where they are not.
-    Access late, other_late;
-    std::uint8_t written = 0;      // a bit a byte
+    Access write;
+    Reads reads;                // of the block that came first
+    std::vector<Reads> others;  // of other blocks of the cluster
+    std::uint8_t written = 0;   // a bit a byte
     bool in_flight = false;
+    Reads& reads_of(const Block* block);
   };
 
   void check(std::int64_t offset, std::size_t bytes, std::size_t alignment, const char* what) const;
@@ -132,11 +150,11 @@ Block& peer(unsigned rank);  // of its cluster
 [[noreturn]] void fail(const std::string& what);
 
 void sync_block(const char* file, int line);
-void sync_warp(const char* what);
+void sync_warp(const Place& place);
 void arrive_cluster();
 void wait_cluster();
 // All lanes of a warp come, each with its `part`; `act` gets all parts, once.
-void meet(const char* what, void* part, const std::function<void(void**)>& act);
+void meet(const Place& place, void* part, const std::function<void(void**)>& act);
 
 // Runs `kernel` once for every thread. Throws Fault for the first thing that it did wrong.
 void run(const std::string& name, const Config& config, const std::function<void()>& kernel);

@@ -40,6 +40,31 @@ bool Shared::Access::ordered(const Thread& next) const {
   return clock.block < next.clock.block || (thread->warp() == next.warp() && clock.warp < next.clock.warp);
 }
 
+void Shared::Reads::add(const Thread& thread) {
+  if (last.thread != nullptr && last.thread != &thread) {
+    (last.thread->warp() == thread.warp() ? same_warp : other_warp) = last;
+  }
+  last = {&thread, thread.clock};
+  if (thread.clock.arrived >= late.clock.arrived) late = last;
+}
+
+const Shared::Access* Shared::Reads::unordered(const Thread& next) const {
+  for (const Access* before : {&last, &same_warp, &other_warp, &late}) {
+    if (!before->ordered(next)) return before;
+  }
+  return nullptr;
+}
+
+Shared::Reads& Shared::Word::reads_of(const Block* block) {
+  if (reads.block == nullptr) reads.block = block;
+  if (reads.block == block) return reads;
+  for (Reads& others_reads : others) {
+    if (others_reads.block == block) return others_reads;
+  }
+  others.push_back({block, {}, {}, {}, {}});
+  return others.back();
+}
+
 void Shared::check(std::int64_t offset, std::size_t bytes, std::size_t alignment, const char* what) const {
   if (offset < 0 || offset + static_cast<std::int64_t>(bytes) > static_cast<std::int64_t>(bytes_.size())) {
     fail(std::string(what) + " out of bounds: " + at(offset, bytes) + ", which has " + std::to_string(bytes_.size()));
@@ -58,15 +83,7 @@ const void* Shared::read(Thread& thread, std::int64_t offset, std::size_t bytes,
     if (!word.write.ordered(thread)) {
       fail("race: read of what " + who(*word.write.thread) + " wrote, no barrier between: " + at(offset, bytes));
     }
-    if (word.read.thread != nullptr && word.read.thread != &thread) {
-      const Thread& last = *word.read.thread;
-      (last.block == thread.block && last.warp() == thread.warp() ? word.same_warp : word.other_warp) = word.read;
-    }
-    word.read = {&thread, thread.clock};
-    if (thread.clock.arrived > 0 && thread.clock.arrived >= word.late.clock.arrived) {
-      if (word.late.thread != &thread) word.other_late = word.late;
-      word.late = word.read;
-    }
+    word.reads_of(thread.block).add(thread);
   });
   return bytes_.data() + offset;
 }
@@ -76,14 +93,15 @@ void* Shared::write(Thread& thread, std::int64_t offset, std::size_t bytes, std:
   each_word(offset, bytes, [&](std::int64_t place, unsigned mask) {
     Word& word = this->word(place);
     if (word.in_flight) fail("write to what a cp.async still brings: " + at(offset, bytes));
-    for (const Access* before :
-         {&word.write, &word.read, &word.same_warp, &word.other_warp, &word.late, &word.other_late}) {
-      if (before->ordered(thread)) continue;
+    const Access* before = word.write.ordered(thread) ? word.reads.unordered(thread) : &word.write;
+    for (const Reads& reads : word.others) before = before != nullptr ? before : reads.unordered(thread);
+    if (before != nullptr) {
       const char* did = before == &word.write ? " wrote" : " read";
       fail("race: write to what " + who(*before->thread) + did + ", no barrier between: " + at(offset, bytes));
     }
     word.write = {&thread, thread.clock};
-    word.read = word.same_warp = word.other_warp = word.late = word.other_late = {};
+    word.reads = {};
+    word.others.clear();
     word.written |= mask;
   });
   return bytes_.data() + offset;

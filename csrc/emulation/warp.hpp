@@ -18,6 +18,10 @@ struct Fragment {
   static int c_register(int row, int column) { return row / 8 * 2 + column % 2; }
 };
 
+template <class T, int K>
+inline constexpr const char* kMma = K == 16 ? (std::is_same_v<T, float16> ? "mma m16n8k16 f16" : "mma m16n8k16 bf16")
+                                            : (std::is_same_v<T, float16> ? "mma m16n8k8 f16" : "mma m16n8k8 bf16");
+
 template <int K>
 struct Product {
   float (*c)[4];
@@ -54,27 +58,30 @@ void multiply(void** parts) {
 
 // mma.sync.m16n8k16 and m16n8k8, row.col, float32 sums.
 template <class T>
-void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const char* file = __builtin_FILE(),
+         int line = __builtin_LINE()) {
   emulation::Product<16> part{&c, a, b};
-  emulation::meet("mma m16n8k16", &part, emulation::multiply<T, 16>);
+  emulation::meet({emulation::kMma<T, 16>, file, line, 0}, &part, emulation::multiply<T, 16>);
 }
 
 template <class T>
-void mma(float (&c)[4], const std::uint32_t (&a)[2], const std::uint32_t (&b)[1]) {
+void mma(float (&c)[4], const std::uint32_t (&a)[2], const std::uint32_t (&b)[1], const char* file = __builtin_FILE(),
+         int line = __builtin_LINE()) {
   emulation::Product<8> part{&c, a, b};
-  emulation::meet("mma m16n8k8", &part, emulation::multiply<T, 8>);
+  emulation::meet({emulation::kMma<T, 8>, file, line, 0}, &part, emulation::multiply<T, 8>);
 }
 
 // ldmatrix of N 8x8 matrices of 16 bits: lane i holds the address of row i % 8 of matrix i / 8, and gets of each matrix
 // the two elements at row lane / 4, columns 2 * (lane % 4) and the next.
 template <int N, class T>
-void ldmatrix(std::uint32_t (&registers)[N], SharedPtr<T> row) {
+void ldmatrix(std::uint32_t (&registers)[N], SharedPtr<T> row, const char* file = __builtin_FILE(),
+              int line = __builtin_LINE()) {
   struct Part {
     std::uint32_t* registers;
     SharedPtr<T> row;
     emulation::Thread* thread;
   } part{registers, row, &emulation::self()};
-  emulation::meet("ldmatrix", &part, [](void** parts) {
+  emulation::meet({"ldmatrix x", file, line, N}, &part, [](void** parts) {
     for (int matrix = 0; matrix < N; ++matrix) {
       for (int line = 0; line < 8; ++line) {
         const Part& source = *static_cast<Part*>(parts[matrix * 8 + line]);
@@ -89,14 +96,15 @@ void ldmatrix(std::uint32_t (&registers)[N], SharedPtr<T> row) {
 }
 
 template <class V>
-V shuffle_xor(V value, int mask) {
+V shuffle_xor(V value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  if (mask < 1 || mask >= emulation::kWarp) emulation::fail("shuffle by " + std::to_string(mask) + ", needs 1 to 31");
   V result;
   struct Part {
     V value;
     V* result;
     int mask;
   } part{value, &result, mask};
-  emulation::meet("shuffle", &part, [](void** parts) {
+  emulation::meet({"shuffle by", file, line, mask}, &part, [](void** parts) {
     for (int lane = 0; lane < emulation::kWarp; ++lane) {
       const Part& mine = *static_cast<Part*>(parts[lane]);
       *mine.result = static_cast<Part*>(parts[lane ^ mine.mask])->value;

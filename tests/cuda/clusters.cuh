@@ -72,6 +72,19 @@ __global__ void reads_again_after_it_arrived(Params) {
   sync_cluster();
 }
 
+// As before, but in another block, while all threads of the one that writes have read too, and met.
+__global__ void reads_after_it_arrived_elsewhere(Params) {
+  write_own(1.0f);
+  sync_cluster();
+  const SharedPtr<float> word = peer(floats(), 0);
+  arrive_cluster();
+  if (cluster_rank() == 1 || me() == 0) load<float>(word);
+  if (cluster_rank() == 1) __syncthreads();
+  wait_cluster();
+  if (cluster_rank() == 1 && me() == 0) store(word, 2.0f);
+  sync_cluster();
+}
+
 __global__ void ends_while_others_read(Params) {
   write_own(1.0f);
   sync_cluster();
@@ -109,6 +122,7 @@ const Cases kClusters = {
     CASE(writes_after_it_arrived, kThreads, 2),
     CASE(reads_after_it_arrived, kThreads, 2),
     CASE(reads_again_after_it_arrived, kThreads, 2),
+    CASE(reads_after_it_arrived_elsewhere, kThreads, 2),
     CASE(ends_while_others_read, kThreads, 2),
     CASE(reads_a_block_that_may_not_run_yet, kThreads, 2),
     CASE(reads_a_block_that_is_not_there, kThreads, 2),

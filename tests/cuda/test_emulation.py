@@ -38,6 +38,7 @@ READ_RACE = r"race: read of what thread \d+ of block 0 wrote, no barrier between
 WRITE_RACE = r"race: write to what thread \d+ of block 0 read, no barrier between: \d+ bytes at \d+ of shared memory"
 TWO_WRITES = r"race: write to what thread \d+ of block 0 wrote, no barrier between"
 MISSED = r"missed barrier: thread \(\d+, 0, 0\) of block \({block}, 0, 0\) waits at {place}, thread .* is at its end"
+TWO = r"missed barrier: .* waits at {}.*, this one comes to {}"
 WRONG = {
     "reads_shared_out_of_bounds": r"read out of bounds: 4 bytes at 256 of shared memory, which has 256",
     "writes_shared_out_of_bounds": r"write out of bounds: 4 bytes at -4 of shared memory, which has 256",
@@ -68,10 +69,16 @@ WRONG = {
     "writes_twice": TWO_WRITES,
     "reads_behind_the_barrier_of_a_warp": EITHER,
     "writes_behind_the_barrier_of_a_warp": EITHER,
-    "shuffle_that_a_lane_misses": MISSED.format(block=0, place="shuffle"),
-    "mma_that_a_lane_misses": MISSED.format(block=0, place="mma m16n8k16"),
-    "mma_of_a_short_warp": r"mma m16n8k16 in a warp of 8 threads",
-    "shuffle_beside_an_mma": r"missed barrier: .* waits at (shuffle|mma m16n8k16), this one comes to (mma|shuffle)",
+    "shuffle_that_a_lane_misses": MISSED.format(block=0, place=r"shuffle by 1 of case\.cuh:\d+"),
+    "mma_that_a_lane_misses": MISSED.format(block=0, place=r"mma m16n8k16 f16 of threads\.cuh:\d+"),
+    "mma_of_a_short_warp": r"mma m16n8k16 f16 of threads\.cuh:\d+ in a warp of 8 threads",
+    "shuffle_beside_an_mma": TWO.format(r"(shuffle by 1|mma m16n8k16 f16) of \w+\.cuh:\d+", "(shuffle|mma)"),
+    "shuffles_at_two_places": TWO.format(r"shuffle by 1 of threads\.cuh:\d+", r"shuffle by 1 of threads\.cuh:\d+"),
+    "shuffles_by_two_masks": TWO.format("shuffle by [12]", "shuffle by [12]"),
+    "shuffle_beyond_the_warp": "shuffle by 32, needs 1 to 31",
+    "products_of_two_types": TWO.format("mma m16n8k16 b?f16", "mma m16n8k16 b?f16"),
+    "matrices_of_two_numbers": TWO.format("ldmatrix x [12]", "ldmatrix x [12]"),
+    "warps_barriers_at_two_places": TWO.format("__syncwarp", "__syncwarp"),
     "ldmatrix_of_rows_that_nothing_wrote": r"read of what nothing wrote: 16 bytes at",
     "misaligned_ldmatrix": r"read misaligned: 16 bytes at \d+ of shared memory, needs a multiple of 16",
     "ldmatrix_before_the_barrier": READ_RACE,
@@ -80,6 +87,7 @@ WRONG = {
     "writes_after_it_arrived": EITHER,
     "reads_after_it_arrived": EITHER,
     "reads_again_after_it_arrived": EITHER,
+    "reads_after_it_arrived_elsewhere": EITHER,
     "ends_while_others_read": r"the block ends while another of its cluster may still|of a block that has ended",
     "reads_a_block_that_may_not_run_yet": r"access to another block's shared memory before a cluster barrier",
     "reads_a_block_that_is_not_there": r"block 2 of a cluster of fewer",

@@ -87,6 +87,39 @@ __global__ void shuffle_beside_an_mma(Params) {
   }
 }
 
+// A warp does together what stands at one place alone, in one form.
+__global__ void shuffles_at_two_places(Params) {
+  if (me() % 2 == 0) {
+    shuffle_xor(0.0f, 1);
+  } else {
+    shuffle_xor(0.0f, 1);
+  }
+}
+
+__global__ void shuffles_by_two_masks(Params) { shuffle_xor(0.0f, 1 + me() % 2); }
+
+__global__ void shuffle_beyond_the_warp(Params) { shuffle_xor(0.0f, 32); }
+
+__global__ void products_of_two_types(Params) {
+  float c[4] = {};
+  const std::uint32_t a[4] = {}, b[2] = {};
+  me() % 2 == 0 ? mma<float16>(c, a, b) : mma<bfloat16>(c, a, b);
+}
+
+__global__ void matrices_of_two_numbers(Params) {
+  fill();
+  std::uint32_t one[1], two[2];
+  me() % 2 == 0 ? ldmatrix(one, floats()) : ldmatrix(two, floats());
+}
+
+__global__ void warps_barriers_at_two_places(Params) {
+  if (me() % 2 == 0) {
+    __syncwarp();
+  } else {
+    __syncwarp();
+  }
+}
+
 // Rows of 16 bytes of one matrix for each warp: eight lanes point to them.
 __device__ SharedPtr<float> row() { return floats() + (me() / 32 * 32 + me() % 8 * 4); }
 
@@ -139,6 +172,12 @@ const Cases kThreadsThatMeet = {
     CASE(mma_that_a_lane_misses),
     CASE(mma_of_a_short_warp, kThreads, 1, false, 40),
     CASE(shuffle_beside_an_mma),
+    CASE(shuffles_at_two_places),
+    CASE(shuffles_by_two_masks),
+    CASE(shuffle_beyond_the_warp),
+    CASE(products_of_two_types),
+    CASE(matrices_of_two_numbers),
+    CASE(warps_barriers_at_two_places),
     CASE(right_ldmatrix),
     CASE(ldmatrix_of_rows_that_nothing_wrote),
     CASE(misaligned_ldmatrix),
