@@ -41,7 +41,7 @@ from benchmarks.candidates import (
     tile_candidates,
 )
 from mbv3fast.atomic import replacing
-from mbv3fast.backend import lacks_cuda, lacks_kernels
+from mbv3fast.backend import lacks_cuda, lacks_dtype, lacks_kernels
 from mbv3fast.cuda import tuned as cuda_tuned
 from mbv3fast.kernels import tuned as triton_tuned
 from mbv3fast.ops import OPS
@@ -261,6 +261,8 @@ def bench_of(dry: bool, kind: Kind, dtype: torch.dtype) -> Bench:
 def refusal(options: argparse.Namespace, kind: Kind) -> str:
     """Why nothing can be timed, empty where it can."""
     dtype = getattr(torch, options.dtype)
+    if kind is CUDA and lacks_dtype(dtype):
+        return f"--dtype: got {options.dtype}: {lacks_dtype(dtype)}"
     if min(options.batches) < 1:
         return f"--batches: got {min(options.batches)}, needs numbers from 1"
     if options.dry_run:

@@ -101,7 +101,7 @@ def lacks_tools(emulated: bool = False) -> str:
     if sys.platform != "linux":
         return f"the library is built on Linux alone, not on {sys.platform}"
     if not emulated and find_nvcc() is None:
-        return "no nvcc, which the CUDA toolkit has: looked in CUDA_HOME, on PATH, and in /usr/local/cuda"
+        return f"no nvcc, which the CUDA toolkit has: looked {_where_nvcc()}"
     compilers = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
     if not any(map(shutil.which, compilers)):
         return f"no C++ compiler: looked for {', '.join(compilers)}"
@@ -118,6 +118,14 @@ def find_nvcc() -> str | None:
     if home := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
         return shutil.which("nvcc", path=Path(home) / "bin")
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def _where_nvcc() -> str:
+    """Where `find_nvcc` has looked."""
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(name):
+            return f"for what {name} says, {os.environ[name]}, and nowhere else"
+    return "on PATH and in /usr/local/cuda"
 
 
 def offered_by(nvcc: str) -> tuple[str, ...]:

@@ -110,23 +110,24 @@ void check(const mbv3fast_depthwise_conv_args& a) {
   need_pointer(a.bias, "bias");
   need_pointer(a.out, "out");
   if (a.pool != nullptr) need_pointer(a.pool, "pool");
-  need(a.images >= 0, "images", a.images, "0 or more");
-  need(a.channels > 0 && a.channels % 8 == 0, "channels", a.channels, "a multiple of 8");
+  need_channels("channels", a.channels);
   need(a.kernel == 3 || a.kernel == 5, "kernel", a.kernel, "3 or 5");
   need(a.stride == 1 || a.stride == 2, "stride", a.stride, "1 or 2");
-  need(a.height > 0, "height", a.height, "1 or more");
-  need(a.width > 0, "width", a.width, "1 or more");
-  need(a.out_height > 0, "out_height", a.out_height, "1 or more");
-  need(a.out_width > 0, "out_width", a.out_width, "1 or more");
+  need_area("height, width", a.height, a.width);
+  need_area("out_height, out_width", a.out_height, a.out_width);
+  const std::int64_t in = std::int64_t{a.height} * a.width, out = std::int64_t{a.out_height} * a.out_width;
+  need_images(a.images, (in > out ? in : out) * a.channels);
   need(a.top >= 0 && a.top < a.kernel, "top", a.top, "less than the kernel");
   need(a.left >= 0 && a.left < a.kernel, "left", a.left, "less than the kernel");
   need_dtype(a.dtype);
   need_activation(a.activation);
-  need(a.tile_height > 0, "tile_height", a.tile_height, "1 or more");
-  need(a.tile_width > 0 && a.tile_width % kColumns == 0, "tile_width", a.tile_width, "a multiple of 4");
-  need(a.groups > 0, "groups", a.groups, "1 or more");
+  const auto few = [](int value) { return value > 0 && value <= kMostThreads; };
+  need(few(a.tile_height), "tile_height", a.tile_height, "1 to 512");
+  need(few(a.tile_width / kColumns) && a.tile_width % kColumns == 0, "tile_width", a.tile_width, "a multiple of 4");
+  need(few(a.groups), "groups", a.groups, "1 to 512");
   const std::int64_t threads = std::int64_t{a.tile_height} * (a.tile_width / kColumns) * a.groups;
-  need(threads % 32 == 0 && threads <= kMostThreads, "threads", threads, "a multiple of 32, at most 512");
+  need(threads % 32 == 0 && threads <= kMostThreads, "tile_height * tile_width / 4 * groups", threads,
+       "a multiple of 32, at most 512: threads");
 }
 
 template <class T, int K, int Stride, Activation A>

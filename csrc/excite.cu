@@ -113,7 +113,8 @@ void check(const Args& a) {
   check_sizes(a);
   need_pointer(a.pool, "pool");
   need_pointer(a.scale, "scale");
-  need(a.tiles > 0, "tiles", a.tiles, "1 or more");
+  need(a.tiles > 0 && a.tiles < (1 << 30), "tiles", a.tiles, "1 or more, fewer than 2^30");
+  need_images(a.images, std::int64_t{a.tiles} * a.channels);
 }
 
 // A launch that has been checked.
@@ -133,7 +134,7 @@ Planned<T> planned(const char* name, const Args& a, Excite<T> p, Arena arena, co
   p.pool = activations(a.pool, a.images * a.tiles * a.channels);
   p.scale = activations(a.scale, a.images * a.channels);
   p.hidden = activations(a.hidden, a.hidden == nullptr ? 0 : a.images * a.squeezed);
-  need(stage(p, arena, device.shared_limit), "channels", a.channels,
+  need(stage(p, arena, device.shared_limit), "channels * squeezed", std::int64_t{a.channels} * a.squeezed,
        "fewer: a block has " + std::to_string(device.shared_limit) + " bytes of shared memory");
   Launch how;
   how.blocks = (a.images + a.images_per_cluster - 1) / a.images_per_cluster * p.slices;

@@ -48,12 +48,10 @@ void check_matrices(const Args& a) {
 
 template <class Args>
 void check_sizes(const Args& a) {
-  need(a.images >= 0, "images", a.images, "0 or more");
   need(a.pixels > 0, "pixels", a.pixels, "1 or more");
-  const int most = 1 << 20;
-  need(a.channels > 0 && a.channels % 8 == 0, "channels", a.channels, "a multiple of 8");
-  need(a.squeezed > 0, "squeezed", a.squeezed, "1 or more");
-  need(a.channels <= most && a.squeezed <= most, "channels, squeezed", a.channels, "no more than 2^20");
+  need_channels("channels", a.channels);
+  need(a.squeezed > 0 && a.squeezed <= 1 << 20, "squeezed", a.squeezed, "1 to 2^20");
+  need_images(a.images, std::int64_t{a.pixels} * a.channels);
   need_dtype(a.dtype);
   need_activation(a.activation);
   const bool power = a.cluster == 1 || a.cluster == 2 || a.cluster == 4 || a.cluster == 8 || a.cluster == 16;

@@ -17,13 +17,19 @@ void check(const Args& a) {
   if (!projects) need_pointer(a.pool, "pool");
   if (a.residual != nullptr) need_pointer(a.residual, "residual");
   if (a.residual != nullptr && !projects) throw Refused{"residual: needs a projection that it is added to"};
-  need(a.images >= 0, "images", a.images, "0 or more");
-  need(a.inputs > 0 && a.inputs % 8 == 0, "inputs", a.inputs, "a multiple of 8");
-  need(a.channels > 0 && a.channels % 8 == 0, "channels", a.channels, "a multiple of 8");
+  need_channels("inputs", a.inputs);
+  need(a.inputs <= 1 << 16, "inputs", a.inputs, "no more than 2^16");
+  need_channels("channels", a.channels);
   need(expands || a.inputs == a.channels, "inputs", a.inputs, "as many as channels, as nothing is expanded");
-  need(!projects || (a.outputs > 0 && a.outputs % 8 == 0), "outputs", a.outputs, "a multiple of 8");
-  need(a.height > 0 && a.width > 0, "height * width", std::int64_t{a.height} * a.width, "1 or more");
-  need(a.out_height > 0 && a.out_width > 0, "out_height * out_width", std::int64_t{a.out_height} * a.out_width, "1 or more");
+  if (projects) need_channels("outputs", a.outputs);
+  need_area("height, width", a.height, a.width);
+  need_area("out_height, out_width", a.out_height, a.out_width);
+  const std::int64_t in = std::int64_t{a.height} * a.width, out = std::int64_t{a.out_height} * a.out_width;
+  const int widest = a.channels > a.inputs ? a.channels : a.inputs;
+  need_images(a.images, (in > out ? in : out) * (projects && a.outputs > widest ? a.outputs : widest));
+  need(a.kernel == 3 || a.kernel == 5, "kernel", a.kernel, "3 or 5");
+  need(a.stride == 1 || a.stride == 2, "stride", a.stride, "1 or 2");
+  need_activation(a.activation);
   need(a.top >= 0 && a.top < a.kernel, "top", a.top, "less than the kernel");
   need(a.left >= 0 && a.left < a.kernel, "left", a.left, "less than the kernel");
   need_dtype(a.dtype);
@@ -31,7 +37,8 @@ void check(const Args& a) {
   need(!a.adds_input || (projects && alike && a.residual == nullptr), "adds_input", a.adds_input,
        "an output like x, and no other residual");
   need(!a.adds_input || expands || a.channels <= a.step, "adds_input", a.adds_input, "one step where nothing is expanded");
-  need(a.splits > 0 && (!projects || a.splits == 1), "splits", a.splits, "1 or more, 1 where a projection adds up");
+  need(a.splits > 0 && a.splits <= a.channels && (!projects || a.splits == 1), "splits", a.splits,
+       "1 or more, up to the channels, 1 where a projection adds up");
 }
 
 template <class C>
@@ -61,6 +68,7 @@ int run(const Args& a, void* stream) {
   need_blocks(how.blocks);
   how.threads = C::kThreads;
   how.shared_bytes = Layout<C>(a.inputs).size;
+  need_shared("inputs", a.inputs, how.shared_bytes, current_device());
   how.overlapped = a.overlapped != 0;
   how.stream = stream;
   return launch<inverted_residual_kernel<C>>("inverted_residual", how, p);

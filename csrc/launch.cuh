@@ -28,6 +28,12 @@ struct Refused {
   std::string what;
 };
 
+// What kernels run on: 90 is compute capability 9.0; bytes of shared memory that a block may have.
+struct Device {
+  int capability;
+  std::int64_t shared_limit;
+};
+
 inline void need(bool right, const std::string& name, std::int64_t got, const std::string& needed) {
   if (!right) throw Refused{name + ": got " + std::to_string(got) + ", needs " + needed};
 }
@@ -46,14 +52,30 @@ inline void need_activation(int activation) {
 }
 
 inline void need_blocks(std::int64_t blocks) {
-  need(blocks < (std::int64_t{1} << 31), "blocks", blocks, "fewer than 2^31: split the batch");
+  need(blocks >= 0 && blocks < (std::int64_t{1} << 31), "blocks", blocks, "fewer than 2^31: split the batch");
 }
 
-// What kernels run on: 90 is compute capability 9.0; bytes of shared memory that a block may have.
-struct Device {
-  int capability;
-  std::int64_t shared_limit;
-};
+// Bounds that keep all that is computed of sizes within its type: offsets within an image in 32 bits, others in 64.
+inline void need_channels(const std::string& name, std::int64_t got) {
+  need(got > 0 && got % 8 == 0, name, got, "a multiple of 8");
+  need(got <= 1 << 20, name, got, "no more than 2^20");
+}
+
+inline void need_area(const std::string& name, std::int64_t height, std::int64_t width) {
+  need(height > 0 && width > 0, name, height < width ? height : width, "1 or more each");
+  need(height < (1 << 20) && width < (1 << 20) && height * width < (1 << 30), name, height * width, "fewer than 2^30");
+}
+
+inline void need_images(std::int64_t images, std::int64_t most_of_image) {
+  need(images >= 0, "images", images, "0 or more");
+  need(images <= (std::int64_t{1} << 60) / most_of_image, "images", images, "fewer: a tensor has up to 2^60 elements");
+}
+
+// `name`: of the size that asks for it.
+inline void need_shared(const std::string& name, std::int64_t got, std::int64_t bytes, const Device& device) {
+  need(bytes <= device.shared_limit, name, got,
+       "fewer: a block has " + std::to_string(device.shared_limit) + " bytes of shared memory");
+}
 
 struct Launch {
   std::int64_t blocks;

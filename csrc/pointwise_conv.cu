@@ -179,10 +179,10 @@ void check(const Args& a) {
   need_pointer(a.out, "out");
   if (a.scale != nullptr) need_pointer(a.scale, "scale");
   if (a.residual != nullptr) need_pointer(a.residual, "residual");
-  need(a.images >= 0, "images", a.images, "0 or more");
-  need(a.pixels > 0, "pixels", a.pixels, "1 or more");
-  need(a.inputs > 0 && a.inputs % 8 == 0, "inputs", a.inputs, "a multiple of 8");
-  need(a.outputs > 0 && a.outputs % 8 == 0, "outputs", a.outputs, "a multiple of 8");
+  need(a.pixels > 0 && a.pixels < (1 << 30), "pixels", a.pixels, "1 or more, fewer than 2^30");
+  need_channels("inputs", a.inputs);
+  need_channels("outputs", a.outputs);
+  need_images(a.images, std::int64_t{a.pixels} * (a.inputs > a.outputs ? a.inputs : a.outputs));
   need_dtype(a.dtype);
   need_activation(a.activation);
 }
@@ -208,6 +208,7 @@ int run(const Args& a, void* stream) {
   need_blocks(how.blocks);
   how.threads = C::kThreads;
   how.shared_bytes = C::shared_bytes(a.scale == nullptr ? 0 : a.inputs);
+  need_shared("inputs", a.inputs, how.shared_bytes, current_device());
   how.overlapped = a.overlapped != 0;
   how.stream = stream;
   return launch<pointwise_conv_kernel<C>>("pointwise_conv", how, p);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,9 +15,18 @@ from mbv3fast.clearance import tried, untried
 from mbv3fast.cuda.launch import DTYPES
 from mbv3fast.cuda.library import emulated, lacks_library, lacks_loading
 
+logger = logging.getLogger("mbv3fast")
 BACKENDS = ("auto", "cuda", "triton", "torch")
 PLANS = ("layers", "blocks", "network")
 _BACKEND_OF_PLAN = {"layers": "triton", "blocks": "cuda"}
+_CUDA_OPS = (
+    "depthwise_conv",
+    "depthwise_excite_project",
+    "depthwise_project",
+    "inverted_residual",
+    "pointwise_conv",
+    "squeeze_excite",
+)
 SERVED_PLANS = tuple(_BACKEND_OF_PLAN)
 ENVIRONMENT = "MBV3FAST_BACKEND"
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -116,9 +126,14 @@ def plan_backend(request: Request, device: torch.device, dtype: torch.dtype) -> 
 
 def lacks_cuda(device: torch.device, dtype: torch.dtype) -> str:
     """Why no CUDA kernel takes tensors of this device and dtype; empty where they do."""
-    if dtype not in DTYPES:
-        return f"CUDA kernels are of {' and '.join(str(kind).removeprefix('torch.') for kind in DTYPES)}"
-    return lacks_library(device)
+    return lacks_dtype(dtype) or lacks_library(device)
+
+
+def lacks_dtype(dtype: torch.dtype) -> str:
+    """Why no CUDA kernel takes tensors of this dtype, wherever they are; empty where they do."""
+    if dtype in DTYPES:
+        return ""
+    return f"CUDA kernels are of {' and '.join(str(kind).removeprefix('torch.') for kind in DTYPES)}"
 
 
 def lacks_trusted_cuda(device: torch.device, dtype: torch.dtype) -> str:
@@ -153,12 +168,26 @@ def lacks_kernels(device: torch.device, dtype: torch.dtype) -> str:
 
 def op_backend(device: torch.device, dtype: torch.dtype) -> str:
     """Whose kernels a single op on such tensors runs: Triton's where they serve, or what MBV3FAST_BACKEND names, CUDA's
-    ("cuda", if they serve) or PyTorch's ("torch").
+    ("cuda") or PyTorch's ("torch"). Where what is named doesn't serve such tensors, others do, and that is logged once.
     """
+    server, lack = _op_choice(device, dtype)
+    if lack:
+        _say_once(f"{ENVIRONMENT}: {os.environ[ENVIRONMENT]!r} doesn't serve single ops of {dtype} on {device}: {lack}")
+    return server
+
+
+def _op_choice(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """The server, and why it isn't the one that is named."""
     wanted = os.environ.get(ENVIRONMENT)
-    if wanted == "cuda" and not lacks_cuda(device, dtype):
-        return "cuda"
-    return "torch" if wanted == "torch" or lacks_kernels(device, dtype) else "triton"
+    lack = {"cuda": lacks_cuda, "triton": lacks_kernels}.get(wanted or "", lambda *_: "")(device, dtype)
+    if wanted == "cuda" and not lack:
+        return "cuda", ""
+    return "torch" if wanted == "torch" or lacks_kernels(device, dtype) else "triton", lack
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 @functools.cache
@@ -186,14 +215,16 @@ def network_server(device: torch.device, dtype: torch.dtype) -> str:
     return decision.reason
 
 
-def op_server(device: torch.device, dtype: torch.dtype) -> str:
+def op_server(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """Who computes a single op, and why."""
-    server = op_backend(device, dtype)
-    if server != "torch":
-        how = {"cuda": ", emulated", "triton": ", in Triton's interpreter"}[server] if device.type == "cpu" else ""
-        return f"our kernels{' in CUDA' if server == 'cuda' else ''}{how}"
+    server, _ = _op_choice(device, dtype)
+    lack = lacks_kernels(device, dtype)
     by_name = os.environ.get(ENVIRONMENT) == "torch"
-    return f"its reference: {f'{ENVIRONMENT} is torch' if by_name else lacks_kernels(device, dtype)}"
+    reference = f"its reference: {f'{ENVIRONMENT} is torch' if by_name else lack}"
+    how = {"cuda": ", emulated", "triton": ", in Triton's interpreter"}.get(server, "") if device.type == "cpu" else ""
+    if server == "cuda" and op in _CUDA_OPS:
+        return f"our kernels in CUDA{how}, where they cover its sizes"
+    return reference if lack or server == "torch" else f"our kernels{how if server == 'triton' else ''}"
 
 
 def _found(module: str) -> bool:

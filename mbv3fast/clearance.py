@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ from mbv3fast.atomic import replacing
 from mbv3fast.cuda.library import lacks_loading, library_sources
 from mbv3fast.tuned import check_keys
 
+logger = logging.getLogger("mbv3fast")
 COMMITTED = Path(__file__).parent / "cuda" / "cleared.json"
 _FILE = "trials.json"
 
 
-def keep_trial(plan: str, device: torch.device, reason: str) -> None:
-    """Keep what became of trying a plan on a GPU; `reason`: what is wrong with it, empty where it passed."""
+def keep_trial(plan: str, device: torch.device, reason: str) -> str:
+    """Keep what became of trying a plan on a GPU; `reason`: what is wrong with it, empty where it passed.
+
+    Returns why it can't be kept, empty where it is.
+    """
     gpu = records.gpu_identity(device)
     entry = {"plan": plan, "gpu": gpu, "date": date.today().isoformat(), "reason": reason}
-    records.keep_record(_FILE, _key(plan, gpu), entry)
+    lost = records.keep_record(_FILE, _key(plan, gpu), entry)
     tried.cache_clear()
+    return lost
 
 
 @functools.cache  # which every call of a model asks
@@ -69,7 +75,11 @@ def _is_committed(device: torch.device) -> bool:
     if device.type != "cuda" or lacks_loading():
         return False
     wanted = {"capability": _capability(device), "sources": library_sources()}
-    return any(wanted.items() <= one.items() for one in _read(COMMITTED))
+    try:
+        return any(wanted.items() <= one.items() for one in _read(COMMITTED))
+    except ValueError as error:
+        logger.warning("%s", error)
+        return False
 
 
 def _capability(device: torch.device) -> str:

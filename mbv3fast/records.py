@@ -47,7 +47,7 @@ def sources() -> str:
 def record_path(file: str) -> Path:
     """A file of records: in MBV3FAST_CACHE, or the user's cache directory."""
     base = os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mbv3fast")
-    return Path(base, file)
+    return Path(base).expanduser() / file
 
 
 def read_record(file: str, key: str) -> dict[str, Any] | None:
@@ -56,14 +56,16 @@ def read_record(file: str, key: str) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) and isinstance(entry.get("reason"), str) else None
 
 
-def keep_record(file: str, key: str, entry: dict[str, Any]) -> None:
-    """Keep `entry` under a key; where the file can't be written, say so and go on."""
+def keep_record(file: str, key: str, entry: dict[str, Any]) -> str:
+    """Keep `entry` under a key. Why it can't be kept, empty where it is."""
     try:
         record_path(file).parent.mkdir(parents=True, exist_ok=True)
         with _turn(file), replacing(record_path(file)) as path:
             path.write_text(json.dumps({**_entries(file), key: entry}, indent=1), encoding="utf-8")
     except (OSError, RuntimeError) as error:
         logger.info("%s: not kept: %s", file, error)
+        return str(error)
+    return ""
 
 
 @contextmanager

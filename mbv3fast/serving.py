@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbv3fast.backend import BackendError, Decision, decide, on_hardware, plan_backend, requested
+from mbv3fast.backend import BackendError, Decision, decide, lacks_dtype, on_hardware, plan_backend, requested
 from mbv3fast.calls import TRACED, TRAINING, refusal
 from mbv3fast.config import FeatureLevel
 from mbv3fast.engine import Engine
@@ -66,11 +66,13 @@ class Served(Backbone):
     def plan(self, backend: str | None = None) -> Plan:
         """The steps that the engine runs for this model in eval, or would by "triton", "cuda" or "torch".
 
-        Raises UnsupportedError where PyTorch must.
+        Raises UnsupportedError where PyTorch must, BackendError for a dtype that no kernels of that backend take.
         """
         like = next(self.parameters())
         if backend is None:
             backend = plan_backend(requested(self.backend, self.plan_name), like.device, like.dtype)
+        if backend == "cuda" and lacks_dtype(like.dtype):
+            raise BackendError(f"backend: 'cuda' has no plan for {like.dtype}: {lacks_dtype(like.dtype)}")
         return self._lower(Lowering(backend, self._dtype(backend)))[0]
 
     def service(self, x: Tensor) -> Service | None:

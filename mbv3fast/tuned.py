@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Family:
     def _check(self, table: Any) -> None:
         check_keys("the table", table, (*HEADER, "ops"))
         for name in HEADER:
-            if not isinstance(table[name], int if name == "driver" else str):
+            if type(table[name]) is not (int if name == "driver" else str):
                 raise ValueError(f"{name} is {table[name]!r}")
         if not isinstance(table["ops"], dict) or not table["ops"].keys() <= self.grows.keys():
             raise ValueError(f"ops has {list(table['ops'])}, needs some of {', '.join(self.grows)}")
@@ -93,6 +94,9 @@ class Family:
                 raise ValueError(f"ops.{op} is {entries!r}, needs a list")
             for number, entry in enumerate(entries):
                 self._check_entry(f"{op}[{number}]", op, entry)
+            sizes = [self.complete(op, entry["sizes"]) for entry in entries]
+            if twice := [one for number, one in enumerate(sizes) if one in sizes[:number]]:
+                raise ValueError(f"ops.{op} has two entries for {twice[0]}")
 
     def _check_entry(self, where: str, op: str, entry: Any) -> None:
         check_keys(where, entry, ("sizes", "config", "us", "heuristic_us"))
@@ -100,7 +104,7 @@ class Family:
         check_keys(f"{where}.sizes", sizes, {p.name for p in _parameters(self.heuristics[op])})
         self.check(where, op, sizes, entry["config"])
         for name in ("us", "heuristic_us"):
-            if not isinstance(entry[name], (int, float)) or not entry[name] > 0:
+            if type(entry[name]) not in (int, float) or not 0 < entry[name] < math.inf:
                 raise ValueError(f"{where}.{name} is {entry[name]!r}, needs microseconds")
 
 

@@ -176,11 +176,13 @@ def test_what_is_missing_is_told_apart(monkeypatch: pytest.MonkeyPatch, missing:
 
 def test_who_serves_a_network_and_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network_server(CPU, torch.float32).startswith("CPU: batch norm folded")
-    assert op_server(CPU, torch.float32).startswith("its reference: a CPU runs them in Triton's interpreter alone")
+    assert op_server("pointwise_conv", CPU, torch.float32).startswith(
+        "its reference: a CPU runs them in Triton's interpreter alone"
+    )
     monkeypatch.setattr(backend, "interpreted", lambda: True)
-    assert op_server(CPU, torch.float32) == "our kernels, in Triton's interpreter"
+    assert op_server("pointwise_conv", CPU, torch.float32) == "our kernels, in Triton's interpreter"
     monkeypatch.setenv(ENVIRONMENT, "torch")
-    assert op_server(CPU, torch.float32) == "its reference: MBV3FAST_BACKEND is torch"
+    assert op_server("pointwise_conv", CPU, torch.float32) == "its reference: MBV3FAST_BACKEND is torch"
     monkeypatch.setenv(ENVIRONMENT, "cuda")
     monkeypatch.setattr(backend, "lacks_loading", lambda: "gone")
     assert network_server(CPU, torch.float32) == "nobody: MBV3FAST_BACKEND: 'cuda' can't serve anything: gone"

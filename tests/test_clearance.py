@@ -82,10 +82,16 @@ def test_without_a_library_no_record_of_one_counts(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("damage", ["{", "3", "[3]", '[{"capability": "9.0"}]', "null"])
-def test_a_damaged_file_of_the_package_is_named(damage: str) -> None:
+def test_a_damaged_file_of_the_package_clears_nothing_and_is_named(
+    damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     clearance.COMMITTED.write_text(damage)
-    with pytest.raises(ValueError, match=r"cleared.json: .*; write it with mbv3fast doctor --check --commit"):
-        tried("blocks", GPU)
+    words = "; write it with mbv3fast doctor --check --commit"
+    assert tried("blocks", GPU) is None
+    assert f"{clearance.COMMITTED}: " in caplog.text
+    assert words in caplog.text
+    with pytest.raises(ValueError, match=words):
+        commit_trial(clearance.COMMITTED, GPU)
 
 
 def test_what_passes_can_be_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

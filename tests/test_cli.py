@@ -84,6 +84,9 @@ def test_a_plan_is_counted_without_the_library_that_runs_it(monkeypatch: pytest.
     lines = run("plan", "small", "--backend", "cuda").splitlines()
     assert lines[0] == "small, input [1, 3, 224, 224], float16, backend cuda"
     assert lines[-1].split()[-1] == "32"
+    result = CliRunner().invoke(main, ["plan", "small", "--backend", "cuda", "--dtype", "float32"])
+    assert result.exit_code == 1
+    assert "has no plan for torch.float32: CUDA kernels are of float16 and bfloat16" in result.output
 
 
 def test_advice_on_arguments_becomes_advice_on_options() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mbv3fast import BackendError, records, trial
 from mbv3fast.clearance import tried
 from mbv3fast.cli import doctor
+from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
 from mbv3fast.trial import Case, cases, try_in_process, try_plan
 from tests.cli import run
@@ -59,12 +62,26 @@ def test_a_wrong_kernel_is_named(one_case: Case, monkeypatch: pytest.MonkeyPatch
     assert try_plan("blocks", CPU).startswith(f"{one_case}: inverted_residual of features.2.block.2 errs by ")
 
 
-def test_outputs_that_do_not_repeat_are_seen(one_case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda out, _: out + torch.rand(()), "the same input gives other outputs when it comes again"),
+        (lambda out, _: torch.ones_like(out), "another input gives the same outputs"),
+        (lambda out, _: torch.zeros_like(out), "another input gives the same outputs"),
+        (lambda out, _: out.roll(1, 1), "calls differ from PyTorch's modules by"),
+    ],
+)
+def test_calls_that_mix_things_up_are_seen(
+    one_case: Case, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor, Tensor], Tensor], words: str
+) -> None:
+    forward = FusedMobileNetV3.forward
+
+    def spoilt(self: FusedMobileNetV3, x: Tensor) -> Tensor:
+        return forward(self, x) if self.training else spoil(forward(self, x), x)
+
     monkeypatch.setattr(trial, "disagreement", lambda *_: "")
-    monkeypatch.setattr(trial, "small", lambda **_: torch.nn.Dropout().train())
-    monkeypatch.setattr(torch.nn.Dropout, "eval", lambda self: self)
-    monkeypatch.setattr(torch.nn.Dropout, "plan", lambda _: None, raising=False)
-    assert try_plan("blocks", CPU) == f"{one_case}: the same input gives other outputs when it comes again"
+    monkeypatch.setattr(FusedMobileNetV3, "forward", spoilt)
+    assert try_plan("blocks", CPU).startswith(f"{one_case}: {words}")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +93,9 @@ def test_outputs_that_do_not_repeat_are_seen(one_case: Case, monkeypatch: pytest
         ("raise RuntimeError('an illegal access')", "its process failed: RuntimeError: an illegal access"),
         ("pass", "its process failed: exit code 0"),
         ("print('[]')", "its process failed: exit code 0"),
+        ("""print('{"reason": ""}', flush=True); import os; os._exit(7)""", "its process failed: exit code 7"),
+        ("import os; os.kill(os.getpid(), 40)", "its process was ended by signal 40"),
+        (r"import os; os.write(2, b'\xff broken'); os._exit(1)", "its process failed: \ufffd broken"),
     ],
 )
 def test_how_a_process_ends_is_told(monkeypatch: pytest.MonkeyPatch, program: str, reason: str) -> None:
@@ -95,6 +115,28 @@ def test_a_process_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeyp
     until = time.monotonic() + 10
     while _runs(int(note.read_text())) and time.monotonic() < until:
         time.sleep(0.01)
+    assert not _runs(int(note.read_text()))
+
+
+def test_the_process_runs_this_package_wherever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shadow = tmp_path / "mbv3fast"
+    shadow.mkdir()
+    (shadow / "__init__.py").touch()
+    (shadow / "trial.py").write_text('def main(*_):\n    print(\'{"reason": ""}\')\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "interpreter" in try_in_process("layers", CPU, 60)  # which this machine has no kernels for
+
+
+def test_a_process_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = tmp_path / "child"
+    program = (
+        f"import pathlib, subprocess\nchild = subprocess.Popen(['sleep', '600'], stdout=-3, stderr=-3)\n"
+        f'pathlib.Path({str(note)!r}).write_text(str(child.pid))\nprint(\'{{"reason": ""}}\')'
+    )
+    monkeypatch.setattr(trial, "COMMAND", [sys.executable, "-c", program])
+    assert try_in_process("blocks", CPU, 60) == ""
+    time.sleep(0.2)
     assert not _runs(int(note.read_text()))
 
 
@@ -140,6 +182,16 @@ def test_the_command_keeps_what_fails_and_says_so_by_its_exit_code(trials: dict[
     assert "versions" in result.output
     assert tried("blocks", CPU) == "errs"
     assert run("doctor", "--commit", tmp_path / "file").exit_code == 2
+    assert "needs a GPU" in run("doctor", "--check", "--commit", tmp_path / "file").output
+
+
+@pytest.mark.usefixtures("trials")
+def test_the_command_says_where_a_verdict_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(records.CACHE, str(tmp_path / "file"))
+    result = run("doctor", "--check", "--plan", "blocks")
+    assert result.exit_code == 1
+    assert "  blocks                    the verdict can't be kept: " in result.output
 
 
 def test_the_command_needs_something_to_try(trials: dict[str, str]) -> None:

@@ -148,6 +148,7 @@ def test_what_is_refused(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPa
         (): "needs a CUDA device",
         ("--batches", "1", "0"): "got 0",
         ("--dry-run",): "needs --out",
+        ("--dry-run", "--backend", "cuda", "--dtype", "float32"): "CUDA kernels are of float16 and bfloat16",
         ("--dry-run", "--out", str(folder / "nvidia-h100-80gb-hbm3.json")): "not in",
     }.items():
         assert main(arguments) == 1

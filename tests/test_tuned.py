@@ -114,6 +114,10 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "power of 2": lambda folder: write(folder, {"pointwise_conv": [entry(product(BLOCK_M=48))]}),
     "config.BLOCK_N": lambda folder: write(folder, {"pointwise_conv": [entry({**product(), "BLOCK_N": True})]}),
     "microseconds": lambda folder: write(folder, {"pointwise_conv": [{**entry(), "us": float("nan")}]}),
+    "needs microseconds": lambda folder: write(folder, {"pointwise_conv": [{**entry(), "us": float("inf")}]}),
+    "us is True": lambda folder: write(folder, {"pointwise_conv": [{**entry(), "us": True}]}),
+    "driver is True": lambda folder: write(folder, {}, driver=True),
+    "two entries": lambda folder: write(folder, {"pointwise_conv": [entry(), entry()]}),
 }
 
 

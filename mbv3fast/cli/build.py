@@ -32,4 +32,4 @@ def build(arch: str | None, emulated: bool, verbose: bool) -> None:
         library = build_library(FOLDER, emulated=emulated, arch=arch, verbose=verbose, say=click.echo)
     except BuildError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"built {library}")
+    click.echo(f"built {library}" + ", which MBV3FAST_EMULATE=1 loads" * emulated)

@@ -53,6 +53,8 @@ def doctor(check: bool, limit: float, plans: tuple[str, ...], commit: Path | Non
     """
     if commit and not check:
         raise click.UsageError("--commit needs --check")
+    if commit and not torch.cuda.is_available():
+        raise click.UsageError("--commit needs a GPU, for whose compute capability it speaks")
     failed = check and not _try_plans(plans, limit, commit)
     click.echo("versions")
     for name in ("torch", "triton", "numpy", "safetensors", "pillow"):
@@ -69,17 +71,26 @@ def doctor(check: bool, limit: float, plans: tuple[str, ...], commit: Path | Non
     if torch.cuda.is_available():
         _print_choices(torch.device("cuda", torch.cuda.current_device()))
     for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in SERVED_DTYPES)
-        click.echo(f"on {device}, in {names}")
-        _line("a network", network_server(torch.device(device), torch.float32))
-        for op in sorted(OPS):
-            _line(op, op_server(torch.device(device), torch.float32))
+        _print_servers(torch.device(device))
     missing = [hint for module, hint in _EXTRAS.items() if importlib.util.find_spec(module) is None]
+    missing += ["CUDA kernels of whole blocks: mbv3fast build (docs/build.md)"] * bool(lacks_loading())
     click.echo("to install for more")
     for hint in missing or ["nothing: every optional package is there"]:
         click.echo(f"  {hint}")
     if failed:
         raise SystemExit(1)
+
+
+def _print_servers(device: torch.device) -> None:
+    """Who serves which dtypes there."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for dtype in SERVED_DTYPES:
+        servers = network_server(device, dtype), *(op_server(op, device, dtype) for op in sorted(OPS))
+        alike.setdefault(servers, []).append(str(dtype).removeprefix("torch."))
+    for servers, dtypes in alike.items():
+        click.echo(f"on {device.type}, in {', '.join(dtypes)}")
+        for name, server in zip(("a network", *sorted(OPS)), servers, strict=True):
+            _line(name, server)
 
 
 def _print_choices(device: torch.device) -> None:
@@ -92,7 +103,7 @@ def _print_choices(device: torch.device) -> None:
 def _try_plans(plans: Sequence[str], limit: float, commit: Path | None) -> bool:
     """Whether all `plans` that this machine has kernels for pass on its GPU, or in emulation."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    click.echo(f"trials on {device}")
+    click.echo(f"trials on {device}" + ", emulated or interpreted, small" * (device.type == "cpu"))
     reasons = {}
     for plan in plans:
         try:
@@ -102,8 +113,10 @@ def _try_plans(plans: Sequence[str], limit: float, commit: Path | None) -> bool:
             continue
         start = time.monotonic()
         reasons[plan] = try_in_process(plan, device, limit)
-        keep_trial(plan, device, reasons[plan])
         _line(plan, reasons[plan] or f"passed in {number} cases, {time.monotonic() - start:.0f} s")
+        if lost := keep_trial(plan, device, reasons[plan]):
+            reasons[plan] = f"the verdict can't be kept: {lost}"
+            _line(plan, reasons[plan])
         if commit and plan == "blocks" and not reasons[plan]:
             commit_trial(commit, device)
     if not reasons:

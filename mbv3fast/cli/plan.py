@@ -67,9 +67,9 @@ def _plan(model: str, dtype: str, backend: str) -> Plan:
         with torch.device("meta"):  # counted, never computed
             chosen = "auto" if backend == "cuda" else backend  # a plan is counted without its library
             network = (large if model == "large" else small)(backend=chosen).to(DTYPES[dtype]).eval()
+        return network.plan("cuda" if backend == "cuda" else None)
     except (BackendError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    return network.plan("cuda" if backend == "cuda" else None)
 
 
 def _add_costs(counted: Counted, plan: Plan, shape: Shape, gpu: Gpu) -> None:

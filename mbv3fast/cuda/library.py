@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[1] / "lib"
 ENVIRONMENT = "MBV3FAST_EMULATE"
 VERSION = 1  # MBV3FAST_VERSION in csrc/include/mbv3fast.h
 _APART = ((8, 7), (10, 1))  # compute capabilities of chips for which code for others of their major version is not
+_ON_A_CPU = f"; for a CPU, mbv3fast build --emulated and {ENVIRONMENT}=1"
 _SOURCES = ("*.cu", "*.cuh", "*.inc", "include/*.h", "emulation/*.?pp")  # as CMakeLists.txt has them
 _NEWER = (9, 0)  # from which chips want what earlier PTX lacks: clusters, dependent launches
 _lock = threading.Lock()
@@ -127,7 +128,7 @@ def _load(path: Path) -> ctypes.CDLL | str:
     """The library, or why it can't be called."""
     again = "mbv3fast build" + " --emulated" * emulated()
     if not path.is_file():
-        return f"the CUDA library is not built ({again})"
+        return f"the CUDA library is not built ({again}{_ON_A_CPU * (not emulated())})"
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:

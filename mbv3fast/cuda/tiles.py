@@ -113,6 +113,7 @@ def pointwise_conv(
     return {"tile_rows": height, "tile_outputs": width}
 
 
+_MOST_CHANNELS, _MOST_SQUEEZED = 2048, 512  # of squeeze-excite, and of a scale: twice the widest network's
 _SLICE = 8192  # bytes of squeeze-excite's matrices that are worth a block of a cluster
 _LAUNCH = 128 * 1024  # those that a block reads while a second launch would start
 
@@ -125,6 +126,11 @@ def excite(images: int, channels: int, squeezed: int, sms: int = 132, capability
     cluster = next((count for count in (8, 4, 2) if 4 * channels * squeezed >= _SLICE * count), 1)
     many = images * cluster > 2 * sms
     return {"cluster": cluster, "images_per_cluster": 8 if many else 1}
+
+
+def excites(channels: int, squeezed: int = 1) -> bool:
+    """Whether shared memory has room for the vectors of such a squeeze-excite, on every GPU from Ampere on."""
+    return channels <= _MOST_CHANNELS and squeezed <= _MOST_SQUEEZED
 
 
 def excites_in_two(tile: Tile, channels: int, squeezed: int) -> bool:

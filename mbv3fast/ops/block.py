@@ -11,6 +11,7 @@ from torch import Tensor
 from mbv3fast.cuda import inverted_residual as kernels
 from mbv3fast.cuda.depthwise_conv import count_tiles
 from mbv3fast.cuda.launch import Tile, serves
+from mbv3fast.cuda.tiles import excites
 from mbv3fast.ops.layout import matrix, pixels_first, taps_first
 from mbv3fast.ops.op import empty
 from mbv3fast.ops.pointwise_conv import run_pointwise_conv
@@ -56,6 +57,8 @@ def run_block(
     """
     (outputs, channels), kernel = project.weight.shape[:2], depthwise.weight.shape[3]
     if not target.cuda or dilation != 1 or not serves(x.dtype, x.shape[1], channels, outputs):
+        return None
+    if excite is not None and not excites(channels, excite.fc1_weight.shape[0]):
         return None
     shape = conv_shape((x.shape[2], x.shape[3]), kernel, stride, padding)
     if max(shape.padding[0], shape.padding[2]) >= kernel:

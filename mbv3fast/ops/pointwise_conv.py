@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mbv3fast.cuda.launch import serves
 from mbv3fast.cuda.pointwise_conv import pointwise_conv as cuda_pointwise_conv
+from mbv3fast.cuda.tiles import excites
 from mbv3fast.ops.layout import matrix, pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec
@@ -51,7 +52,7 @@ def run_pointwise_conv(
     images, inputs, height, width = x.shape
     outputs, pixels = weight.shape[0], height * width
     out = empty((images, outputs, height, width), like=x)
-    if target.cuda and serves(x.dtype, inputs, outputs):
+    if target.cuda and serves(x.dtype, inputs, outputs) and (scale is None or excites(inputs)):
         sizes = {"images": images, "pixels": pixels, "inputs": inputs, "outputs": outputs, "scaled": scale is not None}
         cuda_pointwise_conv(
             pixels_first(x),

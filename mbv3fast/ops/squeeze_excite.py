@@ -10,7 +10,7 @@ from torch import Tensor
 from mbv3fast.cuda.launch import serves
 from mbv3fast.cuda.squeeze_excite import excite as cuda_excite
 from mbv3fast.cuda.squeeze_excite import squeeze_excite as cuda_squeeze_excite
-from mbv3fast.cuda.tiles import excites_in_two
+from mbv3fast.cuda.tiles import excites, excites_in_two
 from mbv3fast.ops.layout import pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec
@@ -148,7 +148,7 @@ def _run(
     target = resolve(target, x)
     images, channels, height, width = x.shape
     pixels, squeezed = height * width, fc1_weight.shape[0]
-    if target.cuda and serves(x.dtype, channels):
+    if target.cuda and serves(x.dtype, channels) and excites(channels, squeezed):
         out = empty((images, channels, height, width), like=x)
         cuda_squeeze_excite(
             pixels_first(x),

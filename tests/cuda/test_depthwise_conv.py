@@ -114,11 +114,11 @@ ODD = torch.zeros(1000).half()[1:]  # of an address that is no multiple of 16
         ({"stride": 3}, "stride: got 3, needs 1 or 2"),
         ({"padding": (3, 1, 1, 1)}, "left: got 3, needs less than the kernel"),
         ({"padding": (1, 1, -1, 1)}, "top: got -1, needs less than the kernel"),
-        ({"tile": tile_of(-1, 8, 4)}, "tile_height: got -1, needs 1 or more"),
+        ({"tile": tile_of(-1, 8, 4)}, "tile_height: got -1, needs 1 to 512"),
         ({"tile": tile_of(4, 6, 4)}, "tile_width: got 6, needs a multiple of 4"),
-        ({"tile": tile_of(4, 8, -1)}, "groups: got -1, needs 1 or more"),
-        ({"tile": tile_of(3, 4, 5)}, "threads: got 15, needs a multiple of 32, at most 512"),
-        ({"tile": tile_of(32, 32, 4)}, "threads: got 1024, needs a multiple of 32, at most 512"),
+        ({"tile": tile_of(4, 8, -1)}, "groups: got -1, needs 1 to 512"),
+        ({"tile": tile_of(3, 4, 5)}, "groups: got 15, needs a multiple of 32, at most 512"),
+        ({"tile": tile_of(32, 32, 4)}, "groups: got 1024, needs a multiple of 32, at most 512"),
     ],
 )
 def test_what_is_refused(emulation: ctypes.CDLL, given: dict[str, object], words: str) -> None:

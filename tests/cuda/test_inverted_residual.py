@@ -142,11 +142,15 @@ ODD = torch.zeros(10_000).half()[1:]  # of an address that is no multiple of 16
         (PROJECTED, {"x": torch.zeros(1, 0, 9, 24).half()}, "x: got null, needs a tensor"),
         (PROJECTED, {"padding": (1, 1, 3, 1)}, "top: got 3, needs less than the kernel"),
         (PROJECTED, {"padding": (-1, 1, 1, 1)}, "left: got -1, needs less than the kernel"),
-        (PROJECTED, {"tile": {**TILE, "splits": 2}}, "splits: got 2, needs 1 or more, 1 where a projection adds up"),
+        (
+            PROJECTED,
+            {"tile": {**TILE, "splits": 2}},
+            "splits: got 2, needs 1 or more, up to the channels, 1",
+        ),
         (SUMS, {"pool": torch.zeros(1), "tile": {**TILE, "splits": 0}}, "splits: got 0, needs 1 or more"),
         (PROJECTED, {"tile": {**TILE, "tile_height": 5}}, "tile_height, tile_width, step, outputs: no such tile"),
         (PROJECTED, {"activation": None}, "kernel, stride, activation, tile_height, tile_width, step, outputs: no"),
-        (PROJECTED, {"kernel": 7}, "kernel, stride, activation, tile_height, tile_width, step, outputs: no such til"),
+        (PROJECTED, {"kernel": 7}, "kernel: got 7, needs 3 or 5"),
     ],
 )
 def test_what_is_refused(emulation: ctypes.CDLL, block: Block, given: dict[str, object], words: str) -> None:

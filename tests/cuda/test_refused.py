@@ -10,6 +10,7 @@ import torch
 from mbv3fast.cuda.structs import DepthwiseConvArgs, InvertedResidualArgs, PointwiseConvArgs
 
 REFUSED = 10001
+INT_MAX = 2**31 - 1
 BUFFER = torch.zeros(4096)
 ONE_PIXEL = dict.fromkeys(("images", "height", "width", "out_height", "out_width", "stride", "dtype", "activation"), 1)
 RIGHT: dict[str, tuple[type[ctypes.Structure], str, dict[str, int]]] = {
@@ -38,22 +39,39 @@ WRONG = {
         ("out", None, "got null"),
         ("images", -1, "got -1, needs 0 or more"),
         ("images", 1 << 40, "blocks: got"),
-        ("height", 0, "got 0, needs 1 or more"),
-        ("width", -3, "got -3, needs 1 or more"),
-        ("out_height", 0, "got 0, needs 1 or more"),
-        ("out_width", 0, "got 0, needs 1 or more"),
+        ("images", 1 << 62, "got 4611686018427387904, needs fewer"),
+        ("height", 0, "height, width: got 0, needs 1 or more each"),
+        ("width", -3, "height, width: got -3, needs 1 or more each"),
+        ("width", 1 << 30, "height, width: got 1073741824, needs fewer than 2^30"),
+        ("out_height", 0, "out_height, out_width: got 0, needs 1 or more each"),
+        ("out_width", INT_MAX, "out_height, out_width: got 2147483647, needs fewer than 2^30"),
         ("channels", 0, "got 0, needs a multiple of 8"),
+        ("channels", INT_MAX - 7, "got 2147483640, needs no more than 2^20"),
+        ("kernel", 0, "got 0, needs 3 or 5"),
+        ("top", 3, "got 3, needs less than the kernel"),
         ("dtype", 0, "got 0, needs float16 or bfloat16"),
         ("dtype", 3, "got 3, needs float16 or bfloat16"),
         ("activation", 3, "got 3, needs none, relu or hardswish"),
         ("activation", -1, "got -1, needs none, relu or hardswish"),
-        ("groups", 1 << 30, "threads: got"),
+        ("groups", 1 << 30, "got 1073741824, needs 1 to 512"),
+        ("groups", 3, "tile_height * tile_width / 4 * groups: got 24, needs a multiple of 32"),
+        ("tile_height", 0, "got 0, needs 1 to 512"),
+        ("tile_width", 6, "got 6, needs a multiple of 4"),
     ],
     "inverted_residual": [
         ("images", -1, "got -1, needs 0 or more"),
         ("images", 1 << 40, "blocks: got"),
-        ("height", 0, "height * width: got 0, needs 1 or more"),
-        ("out_width", 0, "out_height * out_width: got 0, needs 1 or more"),
+        ("images", 1 << 62, "got 4611686018427387904, needs fewer"),
+        ("height", 0, "height, width: got 0, needs 1 or more each"),
+        ("out_width", 0, "out_height, out_width: got 0, needs 1 or more each"),
+        ("out_height", INT_MAX, "out_height, out_width: got 2147483647, needs fewer"),
+        ("channels", INT_MAX - 7, "got 2147483640, needs no more than 2^20"),
+        ("inputs", 1 << 17, "got 131072, needs no more than 2^16"),
+        ("inputs", 1 << 16, "got 65536, needs fewer: a block has 232448 bytes of shared memory"),
+        ("kernel", 0, "got 0, needs 3 or 5"),
+        ("stride", 0, "got 0, needs 1 or 2"),
+        ("activation", 7, "got 7, needs none"),
+        ("splits", 0, "got 0, needs 1 or more"),
         ("outputs", 0, "got 0, needs a multiple of 8"),
         ("inputs", -8, "got -8, needs a multiple of 8"),
         ("dtype", 0, "got 0, needs float16 or bfloat16"),
@@ -65,6 +83,9 @@ WRONG = {
     "pointwise_conv": [
         ("images", -1, "got -1, needs 0 or more"),
         ("images", 1 << 40, "images * pixels: got"),
+        ("images", 1 << 62, "got 4611686018427387904, needs fewer"),
+        ("pixels", INT_MAX, "got 2147483647, needs 1 or more, fewer than 2^30"),
+        ("inputs", 1 << 30, "got 1073741824, needs no more than 2^20"),
         ("pixels", 0, "got 0, needs 1 or more"),
         ("inputs", 0, "got 0, needs a multiple of 8"),
         ("outputs", -8, "got -8, needs a multiple of 8"),
@@ -99,6 +120,12 @@ def test_wrong_ones(emulation: ctypes.CDLL, name: str, field: str, value: int | 
     assert code == REFUSED
     assert said.startswith(f"{name}: ")
     assert (words if ": " in words else f"{field}: {words}") in said
+
+
+def test_a_scale_that_shared_memory_has_no_room_for(emulation: ctypes.CDLL) -> None:
+    code, said = call(emulation, "pointwise_conv", scale=BUFFER.data_ptr(), inputs=60_000)
+    assert code == REFUSED
+    assert said == "pointwise_conv: inputs: got 60000, needs fewer: a block has 232448 bytes of shared memory"
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,35 @@ def test_tiles_that_are_given_come_first_then_the_table_and_the_heuristic(tiles:
     assert Target().tile("inverted_residual", **BLOCK) == HEURISTICS["inverted_residual"](**BLOCK)
 
 
-@pytest.mark.parametrize("config", [{}, {**TILE, "step": 48}, {**TILE, "splits": 2}, [], {"tile_height": 4}])
+@pytest.mark.parametrize(
+    "config", [{}, {**TILE, "step": 48}, {**TILE, "splits": 2}, [], {"tile_height": 4}, {**TILE, "step": 32.0}]
+)
 def test_what_is_not_compiled_is_refused(tiles: Path, config: Any) -> None:
     write(tiles, config, others=False)
     with pytest.raises(ValueError, match=r"inverted_residual\[0\].config is .*, which is not compiled for such sizes"):
+        tuned(CHIP, "inverted_residual", BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *(("images", size) for size in (0, -4, 1.5, "1", None, [1], True, float("nan"))),
+        *(("channels", size) for size in ([960], 10**9, 10**18)),
+        *(("activation", size) for size in ([], "swish", 1)),
+        *(("expands", size) for size in (1, None, "true")),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(tiles: Path, name: str, size: Any) -> None:
+    write(tiles, TILE, **{name: size})
+    with pytest.raises(ValueError, match=rf"inverted_residual\[0\].sizes.{name} is "):
+        tuned(CHIP, "inverted_residual", BLOCK)
+
+
+def test_two_entries_for_the_same_sizes_are_refused(tiles: Path) -> None:
+    entry = {"sizes": BLOCK, "config": TILE, "us": 1.0, "heuristic_us": 2.0}
+    path = tiles / f"{slug(CHIP)}.json"
+    path.write_text(json.dumps({**HEADER, "ops": {"inverted_residual": [entry, {**entry, "us": 50.0}]}}))
+    with pytest.raises(ValueError, match=r"ops\.inverted_residual has two entries for \{'images': 8"):
         tuned(CHIP, "inverted_residual", BLOCK)
 
 
