@@ -104,9 +104,6 @@ ODD = torch.zeros(1000).half()[1:]  # of an address that is no multiple of 16
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"x": ODD[: 6 * 9 * 16].view(1, 6, 9, 16)}, "x: needs to be aligned to 16 bytes"),
-        ({"weight": ODD[: 9 * 16].view(9, 16)}, "weight: needs to be aligned to 16 bytes"),
-        ({"bias": torch.zeros(17)[1:]}, "bias: needs to be aligned to 16 bytes"),
         ({"out": ODD[: 6 * 9 * 16].view(1, 6, 9, 16)}, "out: needs to be aligned to 16 bytes"),
         ({"pool": torch.zeros(17)[1:]}, "pool: needs to be aligned to 16 bytes"),
         ({"x": torch.zeros(1, 6, 9, 12).half()}, "channels: got 12, needs a multiple of 8"),
@@ -117,8 +114,14 @@ ODD = torch.zeros(1000).half()[1:]  # of an address that is no multiple of 16
         ({"tile": tile_of(-1, 8, 4)}, "tile_height: got -1, needs 1 to 512"),
         ({"tile": tile_of(4, 6, 4)}, "tile_width: got 6, needs a multiple of 4"),
         ({"tile": tile_of(4, 8, -1)}, "groups: got -1, needs 1 to 512"),
-        ({"tile": tile_of(3, 4, 5)}, "groups: got 15, needs a multiple of 32, at most 512"),
-        ({"tile": tile_of(32, 32, 4)}, "groups: got 1024, needs a multiple of 32, at most 512"),
+        (
+            {"tile": tile_of(3, 4, 5)},
+            r".* \* groups: got 15, needs a multiple of 32, at most 512: threads",
+        ),
+        (
+            {"tile": tile_of(32, 32, 4)},
+            r".* \* groups: got 1024, needs a multiple of 32, at most 512: threads",
+        ),
     ],
 )
 def test_what_is_refused(emulation: ctypes.CDLL, given: dict[str, object], words: str) -> None:

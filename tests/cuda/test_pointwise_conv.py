@@ -88,12 +88,7 @@ ODD = torch.zeros(1000).half()[1:]  # of an address that is no multiple of 16
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"x": ODD[: 30 * 16].view(2, 3, 5, 16)}, "x: needs to be aligned to 16 bytes"),
-        ({"weight": ODD[: 24 * 16].view(24, 16)}, "weight: needs to be aligned to 16 bytes"),
-        ({"bias": torch.zeros(25)[1:]}, "bias: needs to be aligned to 16 bytes"),
         ({"out": ODD[: 30 * 24].view(2, 3, 5, 24)}, "out: needs to be aligned to 16 bytes"),
-        ({"scale": torch.zeros(33)[1:].view(2, 16)}, "scale: needs to be aligned to 16 bytes"),
-        ({"residual": ODD[: 30 * 24].view(2, 3, 5, 24)}, "residual: needs to be aligned to 16 bytes"),
         ({"x": torch.zeros(2, 3, 5, 12).half()}, "inputs: got 12, needs a multiple of 8"),
         ({"weight": torch.zeros(20, 16).half()}, "outputs: got 20, needs a multiple of 8"),
         ({"tile": tile_of(16, 32)}, "tile_rows, tile_outputs: got 16, 32, needs 16, 16; 16, 48; 32, 32; 64, 48;.*"),

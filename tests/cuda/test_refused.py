@@ -122,6 +122,12 @@ def test_wrong_ones(emulation: ctypes.CDLL, name: str, field: str, value: int | 
     assert (words if ": " in words else f"{field}: {words}") in said
 
 
+@pytest.mark.parametrize(("name", "field"), [(name, field) for name in RIGHT for field in RIGHT[name][1].split()])
+def test_addresses_that_are_not_aligned(emulation: ctypes.CDLL, name: str, field: str) -> None:
+    code, said = call(emulation, name, **{field: BUFFER.data_ptr() + 8})
+    assert (code, said) == (REFUSED, f"{name}: {field}: needs to be aligned to 16 bytes")
+
+
 def test_a_scale_that_shared_memory_has_no_room_for(emulation: ctypes.CDLL) -> None:
     code, said = call(emulation, "pointwise_conv", scale=BUFFER.data_ptr(), inputs=60_000)
     assert code == REFUSED
