@@ -2,9 +2,23 @@
 
 from mbv3fast import weights
 from mbv3fast._version import __version__
+from mbv3fast.acceleration import AccelerationError, accelerate
 from mbv3fast.backend import BackendError
 from mbv3fast.factory import large, load, small
+from mbv3fast.foreign import UnknownModuleError
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.weights import WeightsError
 
-__all__ = ["BackendError", "Preprocess", "WeightsError", "__version__", "large", "load", "small", "weights"]
+__all__ = [
+    "AccelerationError",
+    "BackendError",
+    "Preprocess",
+    "UnknownModuleError",
+    "WeightsError",
+    "__version__",
+    "accelerate",
+    "large",
+    "load",
+    "small",
+    "weights",
+]

@@ -20,7 +20,7 @@ FLOORS = (
     ("kernels", "cuda"),
     ("config",),
     ("layers", "preprocess", "torch_state", "opaque"),
-    ("records",),
+    ("records", "foreign"),
     ("clearance",),
     ("backend",),
     ("reference", "description"),
@@ -38,7 +38,7 @@ FLOORS = (
     ("serving",),
     ("bound",),
     ("fast",),
-    ("factory",),
+    ("factory", "acceleration"),
     ("trial",),
     ("cli",),
     ("", "__main__"),  # the package's own face

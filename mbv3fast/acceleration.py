@@ -1,0 +1,198 @@
+"""`accelerate`: the fused equivalent of a torchvision or timm MobileNetV3 that one already has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mbv3fast.config import BlockConfig, NetworkConfig
+from mbv3fast.fast import FusedMobileNetV3, build
+from mbv3fast.foreign import ForeignBlock, ForeignConv, ForeignNetwork, UnknownModuleError, read_network
+from mbv3fast.layers import Conv2dSame, ConvBNAct, InvertedResidual, SqueezeExcite, activation_module
+from mbv3fast.tables import ACTIVATIONS, Activation
+
+_LARGE = 13  # blocks from which a network is told to be a Large; it only names it
+_SIZE = (97, 129)  # of the images that are compared: odd, so that paddings show
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest output
+
+
+class AccelerationError(ValueError):
+    """The fused equivalent computes something else than the model it was made of."""
+
+
+def accelerate(
+    model: nn.Module,
+    *,
+    backend: str = "auto",
+    plan: str | None = None,
+    cuda_graphs: bool = True,
+    micro_batch: int | None = None,
+) -> FusedMobileNetV3:
+    """The fused equivalent of a MobileNetV3 of torchvision or timm, on its device, in its dtype and mode.
+
+    Everything is read from the modules as they stand: widths, strides, dilations, paddings, eps, activations, the
+    residuals, and the classifier, whatever takes its place. The result is a copy, with torchvision's module names, that
+    has been compared with `model` on a random batch. backend, plan, cuda_graphs, micro_batch: as of `mbv3fast.large`.
+    What only training does differently (timm's drop path) is not taken over.
+
+    Raises UnknownModuleError (a ValueError), which names the module, for what has no equivalent: hooks,
+    parametrizations, replaced methods, other layers; AccelerationError where the results differ.
+    """
+    network = read_network(model)
+    like = network.stem.conv.weight
+    if like.is_meta:
+        raise UnknownModuleError(f"{network.stem.name}.weight is on meta, it has no data")
+    ours = build(_config(network), backend=backend, plan=plan, cuda_graphs=cuda_graphs, micro_batch=micro_batch)
+    assert isinstance(ours, FusedMobileNetV3)
+    _fill(ours, network)
+    ours.to(like.device, like.dtype).eval()
+    _compare(model, ours)
+    return ours.train(model.training)
+
+
+def _config(network: ForeignNetwork) -> NetworkConfig:
+    stem, head = network.stem, network.head
+    last = network.classifier
+    return NetworkConfig(
+        variant="large" if len(network.blocks) >= _LARGE else "small",
+        stem=stem.conv.out_channels,
+        blocks=tuple(map(_block_config, network.blocks)),
+        last_convs=tuple(last.conv.out_channels for last in network.last_convs),
+        hidden=head.weight.shape[0],
+        num_classes=last.out_features if isinstance(last, nn.Linear) else 0,
+        in_chans=stem.conv.in_channels,
+        activation=_known(stem.activation, stem.name),
+        head_bias=head.bias is not None,
+        bn_eps=stem.norm.eps,
+        bn_momentum=stem.norm.momentum if stem.norm.momentum is not None else 0.1,
+        tf_same_padding=stem.same,
+        dropout=network.dropout,
+    )
+
+
+def _known(activation: str | None, name: str) -> Activation:
+    if activation not in ACTIVATIONS:
+        raise UnknownModuleError(f"{name} has no activation")
+    return activation
+
+
+def _block_config(block: ForeignBlock) -> BlockConfig:
+    depthwise, excite = block.depthwise.conv, block.squeeze_excite
+    first = depthwise if block.expand is None else block.expand.conv
+    try:
+        config = BlockConfig(
+            in_channels=first.in_channels,
+            kernel=depthwise.kernel_size[0],
+            expanded=depthwise.out_channels,
+            out_channels=block.project.conv.out_channels,
+            squeeze=0 if excite is None else excite.fc1.out_channels,
+            activation=_known(block.depthwise.activation, block.depthwise.name),
+            stride=depthwise.stride[0],
+            skip=block.residual,
+            squeeze_activation="relu" if excite is None else _known(excite.activation or None, excite.name),
+        )
+    except UnknownModuleError:
+        raise
+    except ValueError as error:
+        raise UnknownModuleError(f"{block.name}: {error}") from error
+    if config.has_expand != (block.expand is not None) or config.has_residual != block.residual:
+        raise UnknownModuleError(f"{block.name} expands to as many channels as it has, or adds what doesn't fit")
+    if block.project.activation is not None:
+        raise UnknownModuleError(f"{block.project.name} has an activation behind it, needs none")
+    return config
+
+
+def _fill(ours: FusedMobileNetV3, network: ForeignNetwork) -> None:
+    """Copies of all modules that compute, in the places of ours."""
+    layers: list[ForeignConv | ForeignBlock] = [network.stem, *network.blocks, *network.last_convs]
+    for own, layer in zip(ours.features, layers, strict=True):
+        if isinstance(layer, ForeignConv):
+            _fill_conv(own, layer)
+        else:
+            _fill_block(own, layer)
+    head, classifier = network.head, network.classifier
+    if isinstance(head, nn.Conv2d) and (head.kernel_size != (1, 1) or head.groups != 1 or head.padding != (0, 0)):
+        raise UnknownModuleError("conv_head is no plain 1x1 convolution")
+    bias = {} if head.bias is None else {"bias": head.bias}
+    ours.classifier[0].load_state_dict({"weight": head.weight.flatten(1), **bias})
+    ours.classifier[1] = activation_module(_known(network.head_activation or None, "the head"))
+    ours.classifier[3] = _plain_linear(classifier) if isinstance(classifier, nn.Linear) else copy.deepcopy(classifier)
+
+
+def _plain_linear(linear: nn.Linear) -> nn.Linear:
+    """timm's own class casts under autocast, as PyTorch does by itself."""
+    plain = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=linear.weight.dtype)
+    plain.load_state_dict(linear.state_dict())
+    return plain.to(linear.weight.device)
+
+
+def _fill_block(own: nn.Module, block: ForeignBlock) -> None:
+    assert isinstance(own, InvertedResidual)
+    for part, conv in ((own.expand, block.expand), (own.depthwise, block.depthwise), (own.project, block.project)):
+        if conv is not None and part is not None:
+            _fill_conv(part, conv)
+    if block.squeeze_excite is not None:
+        excite = own.squeeze_excite
+        assert isinstance(excite, SqueezeExcite)
+        for target, source in ((excite.fc1, block.squeeze_excite.fc1), (excite.fc2, block.squeeze_excite.fc2)):
+            if source.kernel_size != (1, 1) or source.groups != 1 or source.bias is None or source.padding != (0, 0):
+                raise UnknownModuleError(f"{block.squeeze_excite.name} has no plain 1x1 convolutions with biases")
+            target.load_state_dict(source.state_dict())
+
+
+def _fill_conv(own: nn.Module, foreign: ForeignConv) -> None:
+    assert isinstance(own, ConvBNAct)
+    conv, norm = foreign.conv, foreign.norm
+    own[0] = (Conv2dSame if foreign.same else nn.Conv2d)(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type] # of two numbers
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+    )
+    own[1] = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    for target, source in ((own[0], conv), (own[1], norm)):
+        target.load_state_dict({name: tensor for name, tensor in source.state_dict().items() if "." not in name})
+    if foreign.activation is not None:
+        own[2] = activation_module(_known(foreign.activation, foreign.name))
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, ours: FusedMobileNetV3) -> None:
+    like = next(ours.parameters())
+    generator = torch.Generator(like.device).manual_seed(0)
+    shape = (2, ours.config.in_chans, *_SIZE)
+    x = torch.randn(shape, generator=generator, device=like.device).to(like.dtype)
+    with _in_eval(model):
+        wanted = model(x)
+    for what, got in (("the modules", ours.reference_forward(x)), ("the engine", ours(x))):
+        if got.shape != wanted.shape:
+            raise AccelerationError(f"{what} put out {list(got.shape)}, the model {list(wanted.shape)}")
+        error = _error(got, wanted)
+        if not error <= _TOLERANCE[like.dtype]:
+            raise AccelerationError(f"{what} differ from the model by {error:.2g} of its largest output")
+
+
+def _error(got: Tensor, wanted: Tensor) -> float:
+    """Largest, of the largest output; NaN where one is."""
+    return ((got.double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=1e-30)).item()
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    """Within, every module is in eval mode; afterwards each is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
