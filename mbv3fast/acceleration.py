@@ -117,8 +117,7 @@ def _fill(ours: FusedMobileNetV3, network: ForeignNetwork) -> None:
     head, classifier = network.head, network.classifier
     if isinstance(head, nn.Conv2d) and (head.kernel_size != (1, 1) or head.groups != 1 or head.padding != (0, 0)):
         raise UnknownModuleError("conv_head is no plain 1x1 convolution")
-    bias = {} if head.bias is None else {"bias": head.bias}
-    ours.classifier[0].load_state_dict({"weight": head.weight.flatten(1), **bias})
+    _take(ours.classifier[0], head)
     ours.classifier[1] = activation_module(_known(network.head_activation or None, "the head"))
     ours.classifier[3] = _plain_linear(classifier) if isinstance(classifier, nn.Linear) else copy.deepcopy(classifier)
 
@@ -126,8 +125,17 @@ def _fill(ours: FusedMobileNetV3, network: ForeignNetwork) -> None:
 def _plain_linear(linear: nn.Linear) -> nn.Linear:
     """timm's own class casts under autocast, as PyTorch does by itself."""
     plain = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=linear.weight.dtype)
-    plain.load_state_dict(linear.state_dict())
+    _take(plain, linear)
     return plain.to(linear.weight.device)
+
+
+def _take(target: nn.Module, source: nn.Module) -> None:
+    """The tensors of a layer, a 1x1 convolution's for a linear one too; what of them is frozen stays so."""
+    own = dict(target.named_parameters())
+    tensors = {name: tensor for name, tensor in source.state_dict().items() if "." not in name}
+    target.load_state_dict({name: t.reshape(own[name].shape) if name in own else t for name, t in tensors.items()})
+    for name, parameter in own.items():
+        parameter.requires_grad_(getattr(source, name).requires_grad)
 
 
 def _fill_block(own: nn.Module, block: ForeignBlock) -> None:
@@ -141,7 +149,7 @@ def _fill_block(own: nn.Module, block: ForeignBlock) -> None:
         for target, source in ((excite.fc1, block.squeeze_excite.fc1), (excite.fc2, block.squeeze_excite.fc2)):
             if source.kernel_size != (1, 1) or source.groups != 1 or source.bias is None or source.padding != (0, 0):
                 raise UnknownModuleError(f"{block.squeeze_excite.name} has no plain 1x1 convolutions with biases")
-            target.load_state_dict(source.state_dict())
+            _take(target, source)
 
 
 def _fill_conv(own: nn.Module, foreign: ForeignConv) -> None:
@@ -159,8 +167,8 @@ def _fill_conv(own: nn.Module, foreign: ForeignConv) -> None:
         padding_mode=conv.padding_mode,
     )
     own[1] = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    for target, source in ((own[0], conv), (own[1], norm)):
-        target.load_state_dict({name: tensor for name, tensor in source.state_dict().items() if "." not in name})
+    _take(own[0], conv)
+    _take(own[1], norm)
     if foreign.activation is not None:
         own[2] = activation_module(_known(foreign.activation, foreign.name))
 

@@ -115,12 +115,16 @@ def test_a_timm_models_classifier_may_be_another(timm: ModuleType) -> None:
 
 def test_the_result_is_a_copy_in_the_models_mode_and_dtype(small: nn.Module) -> None:
     small.half().train()
+    for parameter in small.features[:3].parameters():
+        parameter.requires_grad_(False)
     small.features[1].eval()  # a part that a user froze
     ours = accelerate(small)
     assert ours.training
     assert small.training
     assert not small.features[1].training
     assert {parameter.dtype for parameter in ours.parameters()} == {torch.float16}
+    frozen = {name for name, parameter in ours.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, parameter in small.named_parameters() if not parameter.requires_grad}
     before = ours.features[0][0].weight.clone()
     with torch.no_grad():
         small.features[0][0].weight.zero_()
