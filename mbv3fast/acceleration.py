@@ -92,7 +92,7 @@ def _block_config(block: ForeignBlock) -> BlockConfig:
             activation=_known(block.depthwise.activation, block.depthwise.name),
             stride=depthwise.stride[0],
             skip=block.residual,
-            squeeze_activation="relu" if excite is None else _known(excite.activation or None, excite.name),
+            squeeze_activation="relu" if excite is None else _known(excite.activation, excite.name),
         )
     except UnknownModuleError:
         raise
@@ -117,7 +117,7 @@ def _fill(ours: FusedMobileNetV3, network: ForeignNetwork) -> None:
     if isinstance(head, nn.Conv2d) and (head.kernel_size != (1, 1) or head.groups != 1 or head.padding != (0, 0)):
         raise UnknownModuleError("conv_head is no plain 1x1 convolution")
     _take(ours.classifier[0], head)
-    ours.classifier[1] = activation_module(_known(network.head_activation or None, "the head"))
+    ours.classifier[1] = activation_module(_known(network.head_activation, "the head"))
     ours.classifier[3] = _plain_linear(classifier) if isinstance(classifier, nn.Linear) else copy.deepcopy(classifier)
 
 

@@ -36,7 +36,7 @@ class ForeignExcite:
     name: str
     fc1: nn.Conv2d
     fc2: nn.Conv2d
-    activation: str
+    activation: str | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ForeignNetwork:
     blocks: tuple[ForeignBlock, ...]
     last_convs: tuple[ForeignConv, ...]
     head: nn.Linear | nn.Conv2d
-    head_activation: str
+    head_activation: str | None
     dropout: float
     classifier: nn.Module
 
@@ -119,7 +119,7 @@ def _torchvision(model: Any) -> ForeignNetwork:
     if not isinstance(dropout, (nn.Dropout, nn.Identity)):
         behind = nn.Sequential(dropout, *rest)
     return ForeignNetwork(
-        stem, tuple(blocks), tuple(others), head, _activation(activation, "classifier.1") or "", rate, behind
+        stem, tuple(blocks), tuple(others), head, _activation(activation, "classifier.1"), rate, behind
     )
 
 
@@ -233,7 +233,7 @@ def _excite(name: str, fc1: nn.Module, fc2: nn.Module, activation: nn.Module) ->
     between = _activation(activation, f"{name}.activation")
     assert isinstance(fc1, nn.Conv2d)
     assert isinstance(fc2, nn.Conv2d)
-    return ForeignExcite(name, fc1, fc2, between or "")
+    return ForeignExcite(name, fc1, fc2, between)
 
 
 def _activation(module: nn.Module, name: str) -> str | None:
