@@ -7,6 +7,7 @@ from mbv3fast.backend import BackendError
 from mbv3fast.factory import large, load, small
 from mbv3fast.foreign import UnknownModuleError
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.segmentation import lraspp_large
 from mbv3fast.weights import WeightsError
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "accelerate",
     "large",
     "load",
+    "lraspp_large",
     "small",
     "weights",
 ]

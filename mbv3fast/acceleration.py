@@ -93,6 +93,7 @@ def _block_config(block: ForeignBlock) -> BlockConfig:
             stride=depthwise.stride[0],
             skip=block.residual,
             squeeze_activation="relu" if excite is None else _known(excite.activation, excite.name),
+            dilation=depthwise.dilation[0],
         )
     except UnknownModuleError:
         raise

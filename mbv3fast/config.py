@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from mbv3fast.tables import ACTIVATIONS, HIDDEN, LAST_CONV, ROWS, STEM, Activation, Variant
+from mbv3fast.tables import ACTIVATIONS, HIDDEN, LAST_CONV, ROWS, STAGES, STEM, Activation, Variant, rows
 
 WidthRule = Literal["torchvision", "timm"]
+WIDTH_RULES: tuple[WidthRule, ...] = ("torchvision", "timm")
 
 
 _MOST = 1 << 24  # channels or classes; more is no network but a damaged file
@@ -45,7 +46,10 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """An inverted residual: expand, depthwise, squeeze_excite, project; `squeeze` 0 means no squeeze-excite."""
+    """An inverted residual: expand, depthwise, squeeze_excite, project; `squeeze` 0 means no squeeze-excite.
+
+    dilation: of the depthwise. replaced_stride: that of the tables, where dilation took its place and `stride` is 1.
+    """
 
     in_channels: int
     kernel: int
@@ -56,12 +60,15 @@ class BlockConfig:
     stride: int
     skip: bool = True
     squeeze_activation: Activation = "relu"
+    dilation: int = 1
+    replaced_stride: int = 1
 
     def __post_init__(self) -> None:
-        for field, least in {"in_channels": 1, "expanded": 1, "out_channels": 1, "squeeze": 0}.items():
+        for field, least in {"in_channels": 1, "expanded": 1, "out_channels": 1, "squeeze": 0, "dilation": 1}.items():
             object.__setattr__(self, field, _count(f"blocks: {field}", getattr(self, field), least))
         _check_choice("blocks: kernel", self.kernel, (3, 5))
         _check_choice("blocks: stride", self.stride, (1, 2))
+        _check_choice("blocks: replaced_stride", self.replaced_stride, (1, 2) if self.stride == 1 else (1,))
         _check_choice("blocks: activation", self.activation, ACTIVATIONS)
         _check_choice("blocks: squeeze_activation", self.squeeze_activation, ACTIVATIONS)
 
@@ -71,7 +78,12 @@ class BlockConfig:
 
     @property
     def has_residual(self) -> bool:
-        return self.skip and self.stride == 1 and self.in_channels == self.out_channels
+        return self.skip and self.table_stride == 1 and self.in_channels == self.out_channels
+
+    @property
+    def table_stride(self) -> int:
+        """What the tables say: a stage begins where it is 2."""
+        return self.stride * self.replaced_stride
 
 
 @dataclass(frozen=True)
@@ -113,28 +125,33 @@ class NetworkConfig:
         }.items():
             object.__setattr__(self, field, value)
 
+    @property
+    def output_stride(self) -> int:
+        """Pixels of the input from one of the last map's to the next."""
+        return 2 * math.prod(block.stride for block in self.blocks)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able form; `from_dict` is its inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NetworkConfig:
-        """Rebuild a config that `to_dict` wrote.
+        """Rebuild a config that `to_dict` wrote, also before blocks had a dilation.
 
         Raises TypeError where a field is missing, unknown or mistyped, ValueError where its value is out of range.
         """
         template = network("small").to_dict()
         _check_fields("config", data, template)
         for block in data["blocks"]:
-            _check_fields("config.blocks", block, template["blocks"][0])
+            _check_fields("config.blocks", block, template["blocks"][0], optional={"dilation", "replaced_stride"})
         blocks = tuple(BlockConfig(**block) for block in data["blocks"])
         return cls(**{**data, "blocks": blocks, "last_convs": tuple(data["last_convs"])})
 
 
-def _check_fields(name: str, data: Any, template: dict[str, Any]) -> None:
-    if not isinstance(data, dict) or set(data) != set(template):
+def _check_fields(name: str, data: Any, template: dict[str, Any], optional: Set[str] = frozenset()) -> None:
+    if not isinstance(data, dict) or not template.keys() - optional <= data.keys() <= template.keys():
         raise TypeError(f"{name}: got {data!r}, needs the fields {sorted(template)}")
-    for field, example in template.items():
+    for field, example in ((field, template[field]) for field in data):
         kinds = (list, tuple) if isinstance(example, tuple) else (type(example),)
         if type(data[field]) not in kinds:
             raise TypeError(f"{name}.{field}: got {data[field]!r}, needs {type(example).__name__}")
@@ -176,6 +193,7 @@ def network(
     width_rule: WidthRule = "torchvision",
     se_divisor: int = 1,
     minimal: bool = False,
+    reduced_tail: bool = False,
     **options: Any,
 ) -> NetworkConfig:
     """The config of a variant at a width; `options` are NetworkConfig's remaining fields.
@@ -183,10 +201,11 @@ def network(
     `width_rule` says whose rounding a width other than 1 follows: torchvision's scales every channel of
     the tables, timm's scales outputs and multiplies them by the expansion ratio, keeps the classifier's
     hidden width and, below 0.75, the stem. `minimal` is the paper's variant without squeeze-excite,
-    hardswish and 5x5 kernels. Raises ValueError that names the argument that is none of these.
+    hardswish and 5x5 kernels; `reduced_tail` halves the channels behind stride 16, as section 6.4 does
+    for segmentation. Raises ValueError that names the argument that is none of these.
     """
     _check_choice("variant", variant, tuple(ROWS))
-    _check_choice("width_rule", width_rule, ("torchvision", "timm"))
+    _check_choice("width_rule", width_rule, WIDTH_RULES)
     width_mult = _number("width_mult", width_mult, lambda width: 0 < width <= 100, "above 0, at most 100")
     if se_divisor not in (1, 8):
         raise ValueError(f"se_divisor: got {se_divisor}, needs 1 (exactly C // 4) or 8 (rounded to multiples of 8)")
@@ -199,7 +218,7 @@ def network(
     stem = STEM if timm and width_mult < 0.75 else scale(STEM)
     blocks: list[BlockConfig] = []
     in_table, width = STEM, stem
-    for row in ROWS[variant]:
+    for row in rows(variant, reduced_tail):
         ratio = round(row.expanded / in_table, 2)
         expanded = make_divisible(width * ratio) if timm and width_mult != 1 else scale(row.expanded)
         blocks.append(
@@ -215,34 +234,24 @@ def network(
             )
         )
         in_table, width = row.out, scale(row.out)
+    last_conv, hidden = (channels[variant] // (2 if reduced_tail else 1) for channels in (LAST_CONV, HIDDEN))
     return NetworkConfig(
         variant=variant,
         stem=stem,
         blocks=tuple(blocks),
-        last_convs=(scale(LAST_CONV[variant]) if timm else 6 * width,),
-        hidden=HIDDEN[variant] if timm else scale(HIDDEN[variant]),
+        last_convs=(scale(last_conv) if timm else 6 * width,),
+        hidden=hidden if timm else scale(hidden),
         activation="relu" if minimal else "hardswish",
         **options,
     )
 
 
-@dataclass(frozen=True)
-class FeatureLevel:
-    """The last feature map of one stride: the output of `features[index]`."""
-
-    index: int
-    channels: int
-    stride: int
-
-
-def feature_levels(config: NetworkConfig) -> tuple[FeatureLevel, ...]:
-    """The feature pyramid: one level for each of the strides 2, 4, 8, 16, 32."""
-    outputs = [(config.stem, 2)]
-    for block in config.blocks:
-        outputs.append((block.out_channels, outputs[-1][1] * block.stride))
-    outputs.extend((width, outputs[-1][1]) for width in config.last_convs)
-    last_of_stride = {stride: FeatureLevel(i, channels, stride) for i, (channels, stride) in enumerate(outputs)}
-    return tuple(last_of_stride.values())
+def has_reduced_tail(config: NetworkConfig) -> bool:
+    """Whether the last stage is narrower than in the tables, beside the one before it."""
+    before = next(block.in_channels for block in reversed(config.blocks) if block.table_stride > 1)
+    table = ROWS[config.variant]
+    ratio = table[-1].out / table[-1 - STAGES[config.variant][-1]].out
+    return config.blocks[-1].out_channels < 0.75 * ratio * before  # a half, but for rounding
 
 
 def with_overrides(config: NetworkConfig, **fields: Any) -> NetworkConfig:

@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from torch import Tensor
 
-from mbv3fast.config import SOURCES, NetworkConfig, network, squeeze_width, with_overrides
+from mbv3fast.config import (
+    SOURCES,
+    WIDTH_RULES,
+    NetworkConfig,
+    has_reduced_tail,
+    network,
+    squeeze_width,
+    with_overrides,
+)
 from mbv3fast.description import Description
 from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3, build
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.pyramid import dilated
 from mbv3fast.serving import logger
 from mbv3fast.tables import Variant
 from mbv3fast.weights import Checkpoint, WeightsError, read
@@ -35,6 +44,10 @@ _DOC = """MobileNetV3-{Variant} (Howard et al. 2019, table {table}), {size} at 1
     se_divisor: 1, squeeze-excite widths of exactly C // 4 (the seed's), or 8, rounded (torchvision's and timm's).
     tf_same_padding: TensorFlow's 'same' padding at stride 2.
     minimal: no squeeze-excite, no hardswish, no 5x5 kernels (timm's `minimal` models).
+    reduced_tail: half the channels behind stride 16, as torchvision's option of that name.
+    output_stride: 32, or 16 or 8, where later strides become dilations: from the convolution that had the stride on, as
+        torchvision's segmentation networks do it, or with timm's weights or `source` from the next one on, as timm's
+        `output_stride` does.
     backend: "auto", "cuda", "triton" or "torch"; an explicit one that can't serve raises BackendError.
     plan: "layers" asks for Triton's plan outright, "blocks" for CUDA's; None leaves the choice to the backend.
     cuda_graphs: whether a GPU replays captured launches; without, each forward launches them anew.
@@ -47,18 +60,18 @@ _DOC = """MobileNetV3-{Variant} (Howard et al. 2019, table {table}), {size} at 1
 
 def _factory(variant: Variant, **named: Any) -> FusedMobileNetV3 | FusedFeatureExtractor:
     weights, num_classes, in_chans = (named.pop(key) for key in ("weights", "num_classes", "in_chans"))
-    shape = {key: named.pop(key) for key in ("width_mult", "se_divisor", "minimal")}
+    shape = {key: named.pop(key) for key in ("width_mult", "se_divisor", "minimal", "reduced_tail")}
     settings = {key: named.pop(key) for key in ("dropout", "bn_eps", "bn_momentum", "tf_same_padding")}
-    source = named.pop("source")
+    source, output_stride = named.pop("source"), named.pop("output_stride")
     if weights is None:
         config = _fresh_config(variant, source, shape, settings)
         config = with_overrides(config, num_classes=num_classes, in_chans=in_chans)
-        return build(config, **named)
+        return build(_strided(config, output_stride, source), **named)
     said = {key: settings[key] for key in ("bn_eps", "tf_same_padding")}
     checkpoint = read(weights, variant=variant, source=source, **said)
     _check_agreement(checkpoint.config, variant, shape)
     checkpoint = _with_channels(checkpoint, in_chans)
-    config = with_overrides(checkpoint.config, **settings)
+    config = _strided(with_overrides(checkpoint.config, **settings), output_stride, source or checkpoint.kind)
     wanted = with_overrides(config, num_classes=num_classes).num_classes
     model = _filled(checkpoint, config, **named)
     if wanted != config.num_classes and isinstance(model, FusedMobileNetV3):
@@ -66,6 +79,13 @@ def _factory(variant: Variant, **named: Any) -> FusedMobileNetV3 | FusedFeatureE
             logger.info("weights are for %d classes, %d wanted: the last layer is fresh", config.num_classes, wanted)
         model.reset_classifier(wanted)
     return model
+
+
+def _strided(config: NetworkConfig, output_stride: int | None, source: str | None) -> NetworkConfig:
+    """`config` at an output stride, if one is asked for that it doesn't have."""
+    if output_stride is None or output_stride == config.output_stride:
+        return config
+    return dilated(config, output_stride, from_stride=source not in ("timm", "timm-tf"))
 
 
 def _filled(checkpoint: Checkpoint, config: NetworkConfig, **named: Any) -> FusedMobileNetV3 | FusedFeatureExtractor:
@@ -103,6 +123,7 @@ def _fresh_config(
         width_rule=traits.width_rule,
         se_divisor=traits.se_divisor if shape["se_divisor"] is None else shape["se_divisor"],
         minimal=bool(shape["minimal"]),
+        reduced_tail=bool(shape["reduced_tail"]),
         bn_eps=traits.bn_eps,
         tf_same_padding=traits.tf_same_padding,
     )
@@ -117,16 +138,19 @@ def _check_agreement(config: NetworkConfig, variant: Variant, shape: dict[str, A
     for block in config.blocks:
         if divisor and block.squeeze and block.squeeze != squeeze_width(block.expanded, divisor):
             raise WeightsError(f"se_divisor: got {divisor}, but the weights have {block.squeeze} of {block.expanded}")
+    reduced = has_reduced_tail(config)
     if shape["width_mult"] is not None:
+        widths = {"width_mult": shape["width_mult"], "reduced_tail": reduced}
         wanted = {
-            tuple(b.out_channels for b in network(variant, width_mult=shape["width_mult"], width_rule=rule).blocks)
-            for rule in ("torchvision", "timm")
+            tuple(b.out_channels for b in network(variant, width_rule=rule, **widths).blocks) for rule in WIDTH_RULES
         }
         got = tuple(block.out_channels for block in config.blocks)
         if got not in wanted:
             raise WeightsError(f"width_mult: got {shape['width_mult']}, but the weights have block outputs {got}")
     if shape["minimal"] is not None and shape["minimal"] == any(block.squeeze for block in config.blocks):
         raise WeightsError(f"minimal: got {shape['minimal']}, but the weights say otherwise")
+    if shape["reduced_tail"] not in (None, reduced):
+        raise WeightsError(f"reduced_tail: got {shape['reduced_tail']}, but the weights say otherwise")
 
 
 def _with_channels(checkpoint: Checkpoint, in_chans: int | None) -> Checkpoint:
@@ -161,6 +185,8 @@ class Options(TypedDict, total=False):
     se_divisor: int | None
     tf_same_padding: bool | None
     minimal: bool | None
+    reduced_tail: bool | None
+    output_stride: int | None
     backend: str
     plan: str | None
     cuda_graphs: bool
@@ -190,6 +216,8 @@ def large(
     se_divisor: int | None = None,
     tf_same_padding: bool | None = None,
     minimal: bool | None = None,
+    reduced_tail: bool | None = None,
+    output_stride: int | None = None,
     backend: str = "auto",
     plan: str | None = None,
     cuda_graphs: bool = True,
@@ -223,6 +251,8 @@ def small(
     se_divisor: int | None = None,
     tf_same_padding: bool | None = None,
     minimal: bool | None = None,
+    reduced_tail: bool | None = None,
+    output_stride: int | None = None,
     backend: str = "auto",
     plan: str | None = None,
     cuda_graphs: bool = True,

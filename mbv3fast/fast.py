@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mbv3fast.backend import requested
 from mbv3fast.bound import Bound
-from mbv3fast.config import FeatureLevel, NetworkConfig
+from mbv3fast.config import NetworkConfig
 from mbv3fast.fold import FoldedNetwork, UnsupportedError, common_dtype, fold_features, fold_head, fold_pool
 from mbv3fast.lower import Lowering, lower
-from mbv3fast.model import FeatureExtractor, MobileNetV3
+from mbv3fast.lraspp import LRASPP, Segmenter
+from mbv3fast.model import Backbone, FeatureExtractor, MobileNetV3
 from mbv3fast.opaque import call, compiles_around, register
 from mbv3fast.plan import Plan
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.serving import Served
 from mbv3fast.torch_state import has_hooks, overrides
+
+Model = TypeVar("Model", bound=Served)
 
 
 class FusedMobileNetV3(Served, MobileNetV3):
@@ -90,15 +95,36 @@ class FusedFeatureExtractor(Served, FeatureExtractor):
         return self.reference_forward(x) if served is None else list(served[0])
 
     def _customised(self) -> bool:
-        return overrides(self, FusedFeatureExtractor, ("reference_forward", "normalised", "check_input"))
-
-    def _levels(self) -> tuple[FeatureLevel, ...]:
-        return tuple(self.levels)
+        return overrides(self, FusedFeatureExtractor, ("reference_forward", "maps", "normalised", "check_input"))
 
     def _lower(self, lowering: Lowering) -> tuple[Plan, str]:
-        layers = fold_features(self.features)
-        taps = sorted({level.index for level in self.levels if level.index < len(layers)})
-        return lower(lowering, FoldedNetwork(layers, ()), taps), ""
+        return _lower_maps(self, lowering)
+
+
+class FusedLRASPP(Served, LRASPP):
+    """An LRASPP that in eval, without gradients, runs its folded backbone; the head is PyTorch's always."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        served = self._replayed(x)
+        if served is None:
+            self.check_input(x)
+            served = self._serve(x)
+        return self.reference_forward(x) if served is None else self.segment(x, *served[0])
+
+    def fused(self) -> nn.Module:
+        return Segmenter(super().fused(), copy.deepcopy(self.classifier), self.config.in_chans).eval()
+
+    def _customised(self) -> bool:
+        return overrides(self, FusedLRASPP, ("reference_forward", "maps", "normalised", "check_input"))
+
+    def _lower(self, lowering: Lowering) -> tuple[Plan, str]:
+        return _lower_maps(self, lowering)
+
+
+def _lower_maps(model: Backbone, lowering: Lowering) -> tuple[Plan, str]:
+    layers = fold_features(model.features)
+    taps = sorted({level.index for level in model.levels if level.index < len(layers)})
+    return lower(lowering, FoldedNetwork(layers, ()), taps), ""
 
 
 def build(
@@ -113,7 +139,6 @@ def build(
     out_indices: Sequence[int] | None = None,
 ) -> FusedMobileNetV3 | FusedFeatureExtractor:
     """A model of `config` with fresh weights. Raises ValueError or BackendError for what can't serve."""
-    requested(backend, plan)
     if micro_batch is not None and micro_batch < 1:
         raise ValueError(f"micro_batch: got {micro_batch}, needs at least 1 image, or None")
     if out_indices is not None and not features_only:
@@ -123,7 +148,13 @@ def build(
         model = FusedFeatureExtractor(config, preprocess, out_indices)
     else:
         model = FusedMobileNetV3(config, preprocess)
-    model.backend, model.plan_name = backend, plan
+    model.micro_batch = micro_batch
+    return served(model, backend, plan, cuda_graphs)
+
+
+def served(model: Model, backend: str, plan: str | None, cuda_graphs: bool) -> Model:
+    """A new model, told by whom it is served. Raises ValueError or BackendError for what can't serve."""
+    requested(backend, plan)
+    model.backend, model.plan_name, model.cuda_graphs = backend, plan, cuda_graphs
     model._handle = register(model)
-    model.cuda_graphs, model.micro_batch = cuda_graphs, micro_batch
     return model

@@ -61,6 +61,7 @@ class ConvBNAct(nn.Sequential):
         config: NetworkConfig,
         *,
         stride: int = 1,
+        dilation: int = 1,
         groups: int = 1,
         activation: Activation | None,
     ) -> None:
@@ -70,7 +71,8 @@ class ConvBNAct(nn.Sequential):
             out_channels,
             kernel,
             stride=stride,
-            padding=0 if same else kernel // 2,
+            padding=0 if same else kernel // 2 * dilation,
+            dilation=dilation,
             groups=groups,
             bias=False,
         )
@@ -113,6 +115,7 @@ class InvertedResidual(nn.Module):
             config.kernel,
             network,
             stride=config.stride,
+            dilation=config.dilation,
             groups=width,
             activation=config.activation,
         )

@@ -12,25 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from mbv3fast.checks import check_input, refuse_misfit
-from mbv3fast.config import FeatureLevel, NetworkConfig, feature_levels, with_overrides
+from mbv3fast.config import NetworkConfig, with_overrides
 from mbv3fast.description import Description, describe
 from mbv3fast.layers import ConvBNAct, InvertedResidual, activation_module, initialise
 from mbv3fast.preprocess import Preprocess
+from mbv3fast.pyramid import FeatureLevel, feature_levels
 
 
 class Backbone(nn.Module):
-    """What the classifier and the feature extractor share: `features`, its levels and its preprocessing."""
+    """What all networks share: `features`, which each of them makes, the levels in them, the preprocessing."""
+
+    features: nn.Sequential
+    levels: tuple[FeatureLevel, ...] = ()  # of the maps that are put out
 
     def __init__(self, config: NetworkConfig, preprocess: Preprocess | None = None) -> None:
         super().__init__()
-        stem = ConvBNAct(config.in_chans, config.stem, 3, config, stride=2, activation=config.activation)
-        blocks = [InvertedResidual(block, config) for block in config.blocks]
-        widths = [config.blocks[-1].out_channels, *config.last_convs]
-        last = [
-            ConvBNAct(before, after, 1, config, activation=config.activation)
-            for before, after in itertools.pairwise(widths)
-        ]
-        self.features = nn.Sequential(stem, *blocks, *last)
         self.config = config
         self.preprocess = preprocess or Preprocess.default(config.in_chans)
         self.register_state_dict_post_hook(_describe_state_dict)
@@ -65,6 +61,16 @@ class Backbone(nn.Module):
         """The forward module by module, by no engine: the definition of right."""
         raise NotImplementedError
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The feature maps of `levels`, in their order, module by module."""
+        taps = {level.index for level in self.levels}
+        outputs = []
+        for index, module in enumerate(self.features):
+            x = module(x)
+            if index in taps:
+                outputs.append(x)
+        return outputs
+
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless `x` is [N >= 1, in_chans, H >= 32, W >= 32], TypeError where it is no tensor."""
         check_input(x, self.features)
@@ -88,6 +94,7 @@ class MobileNetV3(Backbone):
     def __init__(self, config: NetworkConfig, preprocess: Preprocess | None = None) -> None:
         super().__init__(config, preprocess)
         self.labels: tuple[str, ...] | None = None
+        self.features = feature_layers(config)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         head = nn.Linear(config.last_convs[-1], config.hidden, bias=config.head_bias)
         self.classifier = nn.Sequential(
@@ -188,7 +195,7 @@ class FeatureExtractor(Backbone):
         if not indices or not all(-count <= i < count for i in indices):
             raise ValueError(f"out_indices: got {indices}, needs levels from 0 to {count - 1}")
         self.levels = tuple(self.feature_levels[i] for i in sorted({i % count for i in indices}))
-        self.features = nn.Sequential(*list(self.features)[: self.levels[-1].index + 1])
+        self.features = nn.Sequential(*list(feature_layers(config))[: self.levels[-1].index + 1])
         initialise(self)
 
     @property
@@ -202,14 +209,19 @@ class FeatureExtractor(Backbone):
     def reference_forward(self, x: Tensor) -> list[Tensor]:
         """The forward module by module, by no engine."""
         self.check_input(x)
-        x = self.normalised(x)
-        taps = {level.index for level in self.levels}
-        outputs = []
-        for index, module in enumerate(self.features):
-            x = module(x)
-            if index in taps:
-                outputs.append(x)
-        return outputs
+        return self.maps(self.normalised(x))
+
+
+def feature_layers(config: NetworkConfig) -> nn.Sequential:
+    """Stem, blocks and last convolutions."""
+    stem = ConvBNAct(config.in_chans, config.stem, 3, config, stride=2, activation=config.activation)
+    blocks = [InvertedResidual(block, config) for block in config.blocks]
+    widths = [config.blocks[-1].out_channels, *config.last_convs]
+    last = [
+        ConvBNAct(before, after, 1, config, activation=config.activation)
+        for before, after in itertools.pairwise(widths)
+    ]
+    return nn.Sequential(stem, *blocks, *last)
 
 
 def _classifier_layer(hidden: int, num_classes: int) -> nn.Module:

@@ -29,12 +29,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocess:
     """Callable: PIL image, or uint8 tensor [C, H, W], to float32 [C, crop, crop].
 
-    The shorter side is resized to `resize` (antialiased), the centre `crop` x `crop` is cut out, scaled to
-    0..1 and normalised by `mean` and `std`, one number a channel: three read images as RGB, one as grey.
+    The shorter side is resized to `resize` (antialiased), the centre `crop` x `crop` is cut out (None: all is kept, as
+    for segmentation), scaled to 0..1 and normalised by `mean` and `std`, one number a channel: three read images as
+    RGB, one as grey.
     """
 
     resize: int = 256
-    crop: int = 224
+    crop: int | None = 224
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
@@ -42,6 +43,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
             value = getattr(self, name)
+            if name == "crop" and value is None:
+                continue
             if not hasattr(value, "__index__") or isinstance(value, bool):
                 raise ValueError(f"{name}: got {value!r}, needs a whole number of pixels")
             object.__setattr__(self, name, operator.index(value))
@@ -50,7 +53,7 @@ class Preprocess:
             object.__setattr__(self, name, values)
         if not 1 <= self.resize <= MOST_PIXELS:
             raise ValueError(f"resize: got {self.resize}, needs 1 to {MOST_PIXELS}")
-        if not 1 <= self.crop <= self.resize:
+        if self.crop is not None and not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop: got {self.crop}, needs 1 to resize={self.resize}")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"mean, std: got {len(self.mean)} and {len(self.std)} numbers, needs one a channel")
@@ -104,9 +107,9 @@ class Preprocess:
         width, height = self._resized(*image.size)
         image = _to_mode(image, PIL_MODES[len(self.mean)])
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        left, top = self._offset(width), self._offset(height)
-        pixels = np.array(image.crop((left, top, left + self.crop, top + self.crop)))
-        channels_last = torch.from_numpy(pixels.reshape(self.crop, self.crop, -1))
+        rows, columns = self._kept(height), self._kept(width)
+        pixels = np.array(image.crop((columns.start, rows.start, columns.stop, rows.stop)))
+        channels_last = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1))
         return channels_last.permute(2, 0, 1).to(torch.float32).div(255)
 
     def _from_tensor(self, image: Tensor) -> Tensor:
@@ -118,8 +121,7 @@ class Preprocess:
         resized = F.interpolate(
             image[None].to(torch.float32), (height, width), mode=self.interpolation, antialias=True, align_corners=False
         )[0]
-        left, top = self._offset(width), self._offset(height)
-        cropped = resized[:, top : top + self.crop, left : left + self.crop]
+        cropped = resized[:, self._kept(height), self._kept(width)]
         return cropped.round().clamp(0, 255).div(255)  # rounded, as an 8-bit resize would
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
@@ -131,8 +133,12 @@ class Preprocess:
             raise ValueError(f"image: got {width}x{height} pixels, too long and thin to bring to {self.resize} across")
         return resized
 
-    def _offset(self, size: int) -> int:
-        return round((size - self.crop) / 2.0)
+    def _kept(self, size: int) -> slice:
+        """The pixels of a side that the crop leaves."""
+        if self.crop is None:
+            return slice(0, size)
+        first = round((size - self.crop) / 2.0)
+        return slice(first, first + self.crop)
 
 
 def channels_first(x: Tensor, channels: int) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mbv3fast.config import FeatureLevel
 from mbv3fast.engine import Engine
 from mbv3fast.freshness import Snapshot
 from mbv3fast.graphs import GraphRunner
 from mbv3fast.preprocess import Preprocess, channels_first
+from mbv3fast.pyramid import FeatureLevel
 from mbv3fast.selfcheck import Verdict, judge
 from mbv3fast.torch_state import on_device, tf32_allowed
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mbv3fast.backend import BackendError, Decision, decide, lacks_dtype, on_hardware, plan_backend, requested
 from mbv3fast.calls import TRACED, TRAINING, refusal
-from mbv3fast.config import FeatureLevel
 from mbv3fast.engine import Engine
 from mbv3fast.fold import UnsupportedError, common_dtype
 from mbv3fast.freshness import Snapshot, untrackable
@@ -82,7 +81,7 @@ class Served(Backbone):
         found = self._found(self._settings(decision), x) if decision.fused else None
         return found if isinstance(found, Service) else None
 
-    def fused(self) -> FusedProgram:
+    def fused(self) -> nn.Module:
         """The model as it is now as a module of `torch.ops.mbv3fast.*`, for torch.export and torch.compile.
 
         Raises UnsupportedError where a part of the model has no op, its classifier included.
@@ -147,10 +146,6 @@ class Served(Backbone):
         """The modules that the engine's result depends on."""
         return (self.features,)
 
-    def _levels(self) -> tuple[FeatureLevel, ...]:
-        """The feature maps that are put out, none where it is logits."""
-        return ()
-
     def _replayed(self, x: Tensor) -> tuple[tuple[Tensor, ...], Service] | None:
         """The outputs for `x` of a graph captured before, and what made them; None without one that is right now.
 
@@ -202,7 +197,8 @@ class Served(Backbone):
         on_gpu = on_hardware(decision.backend)
         checked = on_gpu and not decision.by_name
         graphs = on_gpu and self.cuda_graphs
-        return Settings(decision.backend, self._levels(), self._preprocess(), on_gpu, graphs, self.micro_batch, checked)
+        levels = tuple(self.levels)  # a user's list too
+        return Settings(decision.backend, levels, self._preprocess(), on_gpu, graphs, self.micro_batch, checked)
 
     def _found(self, settings: Settings, x: Tensor) -> Service | str:
         """What serves `x`, or why nothing does.

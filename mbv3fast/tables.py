@@ -59,4 +59,15 @@ LAST_CONV: dict[Variant, int] = {"large": 960, "small": 576}
 HIDDEN: dict[Variant, int] = {"large": 1280, "small": 1024}
 # Blocks per stage, as timm groups them: each stage begins where the width or the stride changes.
 STAGES: dict[Variant, tuple[int, ...]] = {"large": (1, 2, 3, 4, 2, 3), "small": (1, 2, 3, 2, 3)}
+
+
+def rows(variant: Variant, reduced_tail: bool = False) -> tuple[Row, ...]:
+    """A table; its last stage has half the channels where the tail is reduced (section 6.4)."""
+    if not reduced_tail:
+        return ROWS[variant]
+    *kept, first, second, third = ROWS[variant]
+    halved = (row._replace(expanded=row.expanded // 2, out=row.out // 2) for row in (second, third))
+    return (*kept, first._replace(out=first.out // 2), *halved)  # what the first expands comes from before the tail
+
+
 ACTIVATIONS: tuple[Activation, ...] = (_R, _H)

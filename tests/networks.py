@@ -103,6 +103,15 @@ def calibrated_features() -> FusedFeatureExtractor:
     return model
 
 
+@functools.cache
+@torch.inference_mode(False)
+def dilated_features() -> FusedFeatureExtractor:
+    """The last two maps of an output stride of 16, by `calibrated_large`'s weights."""
+    model = mbv3fast.large(features_only=True, output_stride=16, out_indices=(3, 4)).eval()
+    model.features.load_state_dict(calibrated_large().features.state_dict())
+    return model
+
+
 def calibrate(model: nn.Module, x: Tensor) -> None:
     """Set every batch norm's running statistics to those of the batch `x`; eval mode."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mbv3fast.lraspp import LRASPP
 from mbv3fast.model import FeatureExtractor, MobileNetV3
 
-Network = MobileNetV3 | FeatureExtractor
+Network = MobileNetV3 | FeatureExtractor | LRASPP
 FACTOR = 2
 
 
@@ -37,8 +38,10 @@ class Error(NamedTuple):
         return self.largest <= allowed.largest and self.rms <= allowed.rms
 
 
-def tensors(output: Tensor | list[Tensor]) -> list[Tensor]:
-    """A classifier's output, or a feature extractor's, as a list."""
+def tensors(output: Tensor | list[Tensor] | dict[str, Tensor]) -> list[Tensor]:
+    """A classifier's output, a feature extractor's or an LRASPP's, as a list."""
+    if isinstance(output, dict):
+        return list(output.values())
     return [output] if isinstance(output, Tensor) else output
 
 

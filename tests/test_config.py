@@ -17,12 +17,12 @@ from mbv3fast.config import (
     SOURCES,
     BlockConfig,
     NetworkConfig,
-    feature_levels,
     make_divisible,
     network,
     squeeze_width,
     with_overrides,
 )
+from mbv3fast.pyramid import feature_levels
 from mbv3fast.tables import ROWS, STAGES, Variant
 
 VARIANTS: tuple[Variant, ...] = ("large", "small")

@@ -10,10 +10,11 @@ from typing import Any
 from mbv3fast.description import Description
 from mbv3fast.model import MobileNetV3
 from mbv3fast.weights.asbuilt import refuse_rebuilt, require_classifier
-from mbv3fast.weights.checkpoint import Checkpoint, check_values, read
+from mbv3fast.weights.checkpoint import Checkpoint, read
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.export import to_torchvision
 from mbv3fast.weights.files import write_file
+from mbv3fast.weights.fit import check_values
 
 __all__ = ["Checkpoint", "WeightsError", "load", "read", "save", "to_torchvision"]
 

@@ -19,7 +19,8 @@ from mbv3fast.preprocess import Preprocess
 from mbv3fast.tables import Variant
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.files import read_file, unwrap
-from mbv3fast.weights.names import OPTIONAL_TENSOR, Kind, pairs
+from mbv3fast.weights.fit import fit
+from mbv3fast.weights.names import Kind, pairs
 from mbv3fast.weights.published import (
     HUB_PREFIX,
     PUBLISHED,
@@ -55,6 +56,7 @@ class Checkpoint:
 
     state: dict[str, Tensor]
     description: Description
+    kind: Kind = "torchvision"  # whose names it came with, ours being torchvision's
 
     @property
     def config(self) -> NetworkConfig:
@@ -117,7 +119,7 @@ def _recognised(
         timms = ("timm-tf" if config.tf_same_padding else "timm") if kind == "timm" else None
         preprocess = _TIMM_PREPROCESS.get(source or timms or "")
     described = Description(config, preprocess or Preprocess.default(config.in_chans), labels)
-    return Checkpoint(_fit(state, kind, config, pairs(layout, kind)), described)
+    return Checkpoint(_fit(state, kind, config, pairs(layout, kind)), described, kind)
 
 
 def _eps_and_padding(
@@ -185,7 +187,6 @@ def _check_source(config: NetworkConfig, source: str | None) -> None:
 def _fit(
     state: Mapping[str, Tensor], kind: Kind, config: NetworkConfig, names: list[tuple[str, str]] | None
 ) -> dict[str, Tensor]:
-    """Rename and reshape to exactly what the network needs; WeightsError names the first key that doesn't fit."""
     for field in ("blocks", "last_convs"):
         count = len(getattr(config, field))
         if count > len(state):
@@ -193,40 +194,4 @@ def _fit(
     with torch.device("meta"):
         needed = MobileNetV3(config).state_dict()
     theirs = dict(names) if names is not None else {key: key for key in needed}
-    fitted: dict[str, Tensor] = {}
-    for key, like in needed.items():
-        name = theirs[key]
-        if name not in state and key.endswith(OPTIONAL_TENSOR):
-            fitted[key] = torch.zeros(like.shape, dtype=like.dtype)
-            continue
-        if name not in state:
-            raise WeightsError(f"weights: {name} is missing")
-        got, wanted = tuple(state[name].shape), tuple(like.shape)
-        if _strip(got) != _strip(wanted):
-            raise WeightsError(f"weights: {name} has shape {got}, needs {wanted}")
-        check_values(name, state[name], config.bn_eps)
-        fitted[key] = state[name].reshape(wanted)
-    known = set(theirs.values())
-    unknown = next((key for key in state if key not in known), None)
-    if unknown is not None:
-        raise WeightsError(f"weights: {unknown} belongs to no part of a {config.variant} MobileNetV3 of {kind}'s kind")
-    return fitted
-
-
-def check_values(name: str, tensor: Tensor, bn_eps: float) -> None:
-    """Refuse what no training leaves behind, and what would put out nothing but NaN."""
-    if tensor.is_meta:
-        raise WeightsError(f"weights: {name} is on meta, it has no data")
-    values = tensor if tensor.element_size() > 4 else tensor.float()
-    if not values.isfinite().all():
-        raise WeightsError(f"weights: {name} holds numbers that are not finite")
-    # A little below zero is right: `to_torchvision` moves a difference of eps into the variance.
-    if name.endswith("running_var") and (values + bn_eps <= 0).any():
-        raise WeightsError(f"weights: {name} holds {values.min():.3g}, needs variances above {-bn_eps:g}")
-
-
-def _strip(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without the trailing ones by which a 1x1 convolution's weight differs from a linear layer's."""
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+    return fit(state, needed, theirs, config.bn_eps, f"a {config.variant} MobileNetV3 of {kind}'s kind")

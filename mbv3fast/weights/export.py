@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbv3fast.config import SOURCES, NetworkConfig, network, squeeze_width
+from mbv3fast.config import SOURCES, NetworkConfig, has_reduced_tail, network, squeeze_width
 from mbv3fast.model import MobileNetV3
+from mbv3fast.pyramid import dilated
 from mbv3fast.weights.asbuilt import refuse_rebuilt, require_classifier
 from mbv3fast.weights.errors import WeightsError
 
@@ -20,7 +21,8 @@ def to_torchvision(model: MobileNetV3) -> dict[str, Tensor]:
     Two things are converted: squeeze-excite widths of C // 4 are padded with zeros to torchvision's
     (a hidden unit with zero weights adds nothing), and running variances absorb another batch-norm eps
     (var + eps stays the same), so further training should not rely on them.
-    A width multiplier's dict needs torchvision's model of the same `width_mult`.
+    A width multiplier's dict needs torchvision's model of the same `width_mult`, and so do its `reduced_tail` and
+    `dilated`, for an output stride of 16.
 
     Raises WeightsError where torchvision's class can't express the network, naming what.
     """
@@ -65,9 +67,13 @@ def _inexpressible(config: NetworkConfig) -> str | None:
         return "squeeze-excite activation or missing skip as in timm's mobilenetv3_rw"
     if len(config.blocks) != len(network(config.variant).blocks) or len(config.last_convs) != 1:
         return f"depth of {len(config.blocks)} blocks"
-    scale = config.blocks[-1].out_channels / network(config.variant).blocks[-1].out_channels
+    if config.blocks != dilated(config, 16, from_stride=True).blocks and config.output_stride != 32:
+        return "dilations as in timm, or from another stride than 16 on"
+    reduced = has_reduced_tail(config)
+    table = network(config.variant, reduced_tail=reduced)
+    scale = config.blocks[-1].out_channels / table.blocks[-1].out_channels
     for width_mult in (scale, *(percent / 100 for percent in range(10, 401))):
-        other = network(config.variant, width_mult=width_mult)
+        other = network(config.variant, width_mult=width_mult, reduced_tail=reduced)
         shapes = [(b.expanded, b.out_channels) for b in other.blocks]
         if shapes == [(b.expanded, b.out_channels) for b in config.blocks] and other.hidden == config.hidden:
             return None

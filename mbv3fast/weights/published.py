@@ -37,6 +37,13 @@ PUBLISHED: dict[Variant, dict[str, Published]] = {
 }
 
 
+LRASPP: dict[str, Published] = {
+    "COCO_WITH_VOC_LABELS_V1": Published(
+        _BASE + "lraspp_mobilenet_v3_large-d234d4ea.pth", Preprocess(resize=520, crop=None)
+    )
+}
+
+
 def resolve_name(name: str, variant: Variant) -> Published | None:
     """The published weights called `name` ("DEFAULT" is the newest), None where nothing is called so."""
     known = PUBLISHED[variant]

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mbv3fast.config import SOURCES, BlockConfig, NetworkConfig, SourceTraits, WidthRule, network, squeeze_width
+from mbv3fast.config import (
+    SOURCES,
+    BlockConfig,
+    NetworkConfig,
+    SourceTraits,
+    WidthRule,
+    has_reduced_tail,
+    network,
+    squeeze_width,
+)
 from mbv3fast.tables import ROWS, STAGES, Variant
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.names import OPTIONAL_TENSOR, Kind, Layout, pairs
@@ -143,17 +152,18 @@ def check_widths(config: NetworkConfig, layout: Layout, rules: tuple[WidthRule, 
         raise WeightsError("weights: the squeeze-excite widths are neither C // 4 nor that rounded to multiples of 8")
     if not layout.head_bias and divisor == 8:
         raise WeightsError("weights: conv_head.bias is missing")
+    reduced = has_reduced_tail(config)
+    last = ROWS[config.variant][-1].out // (2 if reduced else 1)
     for rule in rules:
         for width_mult in _WIDTHS:
-            ratio = config.blocks[-1].out_channels / (ROWS[config.variant][-1].out * width_mult)
-            if 0.8 < ratio < 1.25 and _same_widths(
-                config, network(config.variant, width_mult=width_mult, width_rule=rule), layout
-            ):
+            if not 0.8 < config.blocks[-1].out_channels / (last * width_mult) < 1.25:
+                continue
+            table = network(config.variant, width_mult=width_mult, width_rule=rule, reduced_tail=reduced)
+            if _same_widths(config, table, layout):
                 return rule
     raise WeightsError(
         f"weights: the channel widths follow neither {' nor '.join(rules)}'s rule for any width_mult "
-        f"(stem {config.stem}, last conv {config.last_convs[-1]}, hidden {config.hidden}); a mix is refused, "
-        "and so is torchvision's reduced_tail"
+        f"(stem {config.stem}, last conv {config.last_convs[-1]}, hidden {config.hidden}); a mix is refused"
     )
 
 

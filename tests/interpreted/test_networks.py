@@ -18,7 +18,14 @@ from mbv3fast import Preprocess, engine
 from mbv3fast.launching import watch_launches
 from mbv3fast.ops.target import Target
 from mbv3fast.traffic import traffic_of
-from tests.networks import calibrated_features, calibrated_large, digit_tiles, photographs, trained_small
+from tests.networks import (
+    calibrated_features,
+    calibrated_large,
+    digit_tiles,
+    dilated_features,
+    photographs,
+    trained_small,
+)
 from tests.numerics import Network, assert_agrees, by_engine, by_module, exact
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -68,8 +75,9 @@ def test_networks_at_a_gpus_configurations(name: str, monkeypatch: pytest.Monkey
     check(on_triton(NETWORKS[name](), HALF), x.half())
 
 
-def test_feature_maps() -> None:
-    check(on_triton(calibrated_features(), HALF), photographs(1, 64).half())
+@pytest.mark.parametrize("network", [calibrated_features, dilated_features])
+def test_feature_maps(network: Callable[[], Network]) -> None:
+    check(on_triton(network(), HALF), photographs(1, 64).half())
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(40, marks=pytest.mark.slow)])

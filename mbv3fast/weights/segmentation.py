@@ -1,0 +1,78 @@
+"""Weights of LR-ASPP, torchvision's and ours, which have the same names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbv3fast.config import NetworkConfig
+from mbv3fast.description import Description
+from mbv3fast.lraspp import LRASPP
+from mbv3fast.preprocess import Preprocess
+from mbv3fast.weights import published
+from mbv3fast.weights.errors import WeightsError
+from mbv3fast.weights.files import read_file, unwrap
+from mbv3fast.weights.fit import fit
+
+_ENUM = "LRASPP_MobileNet_V3_Large_Weights"
+_LAST = "classifier.low_classifier.weight"
+PREPROCESS = Preprocess(resize=520, crop=None)
+# Of Pascal VOC (Everingham et al. 2010), in the order of its indices.
+VOC_LABELS = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Tensors by their names, and the description of their network."""
+
+    state: dict[str, Tensor]
+    description: Description
+
+
+def read_lraspp(weights: Any, config: NetworkConfig) -> Segmentation:
+    """Read a state dict, a path, a published name or torchvision's enum member, for networks of `config`.
+
+    What state dicts of ours say of themselves, and the number of classes, come before what `config` says.
+    Raises WeightsError, naming the first offending key, where weights are unreadable or belong to another network.
+    """
+    raw, description, known = _resolve(weights)
+    state, carried = unwrap(raw)
+    description = description or carried
+    if _LAST not in state or state[_LAST].dim() != 4:
+        first = next(iter(state))
+        raise WeightsError(f"weights: no LR-ASPP network, {_LAST} is missing; the first key is {first!r}")
+    if description is None:
+        config = replace(config, num_classes=state[_LAST].shape[0])
+        labels = VOC_LABELS if known is not None and config.num_classes == len(VOC_LABELS) else None
+        description = Description(config, known or PREPROCESS, labels)
+    with torch.device("meta"):
+        needed = LRASPP(description.config).state_dict()
+    names = {key: key for key in needed}
+    eps = description.config.bn_eps
+    return Segmentation(fit(state, needed, names, eps, "LR-ASPP on a MobileNetV3-Large"), description)
+
+
+def _resolve(weights: Any) -> tuple[Any, Description | None, Preprocess | None]:
+    """(state dict, its own description, its preprocessing if it is published) of whatever `weights` is."""
+    name = weights.name if type(weights).__name__ == _ENUM else weights
+    if isinstance(name, str):
+        name = next(iter(published.LRASPP)) if name == "DEFAULT" else name
+        if name in published.LRASPP:
+            found = published.LRASPP[name]
+            return published.fetch(found), None, found.preprocess
+        if not Path(name).exists() and not Path(name).suffix:
+            known = ", ".join(["DEFAULT", *published.LRASPP])
+            raise WeightsError(f"weights: got {name!r}, needs a state dict, a path, or one of {known}")
+    if isinstance(name, (str, os.PathLike)):
+        state, description = read_file(Path(name))
+        of_file = (entry.preprocess for entry in published.LRASPP.values() if entry.url.endswith("/" + Path(name).name))
+        return state, description, next(of_file, None)
+    return name, None, None
