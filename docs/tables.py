@@ -1,7 +1,9 @@
-"""The tables of docs/kernels/*.md, between their markers: predicted ones, and what compilers say.
+"""The tables of docs/kernels/*.md: predicted ones, and what compilers say.
 
-python -m docs.tables            # writes them
-python -m docs.tables --check    # says whether they are so already
+    python -m docs.tables            # writes them
+    python -m docs.tables --check    # says whether they are so already
+
+They stand behind the markers `<!-- predicted: NAME -->` and `<!-- compiled: NAME -->`, up to `<!-- end of table -->`.
 """
 
 from __future__ import annotations
