@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-full test-kernels lint bench readme-performance clean
+.PHONY: demo test test-full test-kernels lint bench docs docs-tables readme-performance clean
 KERNEL_TESTS := tests/kernels tests/interpreted
 
 demo: $(READY)
@@ -36,6 +36,13 @@ lint: $(READY)
 bench: $(PEERS)
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json results.json
 	$(BIN)/python -m benchmarks.report results.json --out build/report
+
+# The guide, as build/docs/html; broken links and anchors are errors.
+docs: $(READY)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env -c docs . build/docs/html
+
+docs-tables: $(READY)
+	$(BIN)/python -m docs.tables
 
 readme-performance: $(READY)
 	$(BIN)/python -m benchmarks.report benchmarks/results/*/*.json --out build/report --readme README.md

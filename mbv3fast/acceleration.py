@@ -35,8 +35,8 @@ def accelerate(
 
     Everything is read from the modules as they stand: widths, strides, dilations, paddings, eps, activations, the
     residuals, and the classifier, whatever takes its place. The result is a copy, with torchvision's module names, that
-    has been compared with `model` on a random batch. backend, plan, cuda_graphs, micro_batch: as of `mbv3fast.large`.
-    What only training does differently (timm's drop path) is not taken over.
+    has been compared with `model` on a random batch. What only training does differently (timm's drop path) is not
+    taken over. backend, plan, cuda_graphs, micro_batch: as of `mbv3fast.large`.
 
     Raises UnknownModuleError (a ValueError), which names the module, for what has no equivalent: hooks,
     parametrizations, replaced methods, other layers; AccelerationError where the results differ.

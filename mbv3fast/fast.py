@@ -26,7 +26,12 @@ Model = TypeVar("Model", bound=Served)
 
 
 class FusedMobileNetV3(Served, MobileNetV3):
-    """A MobileNetV3 that in eval, without gradients, runs its folded form; otherwise plain PyTorch."""
+    """A MobileNetV3 that in eval, without gradients, runs its folded form; otherwise plain PyTorch.
+
+    Input [N, in_chans, H, W] of the weights' dtype, H and W >= 32, or bytes, [N, in_chans, H, W] or [N, H, W, in_chans]
+    of uint8, which are normalised as `transforms()` does. Output [N, num_classes], or the embedding where num_classes
+    is 0. Raises ValueError for an input of another shape or dtype, TypeError where it is no tensor.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         served = self._replayed(x)
@@ -85,7 +90,11 @@ class FusedMobileNetV3(Served, MobileNetV3):
 
 
 class FusedFeatureExtractor(Served, FeatureExtractor):
-    """A FeatureExtractor that in eval, without gradients, runs its folded form; otherwise plain PyTorch."""
+    """A FeatureExtractor that in eval, without gradients, runs its folded form; otherwise plain PyTorch.
+
+    Input as the classifier's; output a list of feature maps [N, C, H / stride, W / stride], rounded up, one for each of
+    `out_indices`.
+    """
 
     def forward(self, x: Tensor) -> list[Tensor]:
         served = self._replayed(x)
