@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from mbv3fast.kernels.configs import Config
-from mbv3fast.launching import Launch, announce, watched
+from mbv3fast.launching import Launch, announce, traced, watched
 
 # Decided when the kernels are imported, as Triton itself decides it.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -46,6 +46,9 @@ def launch(
                 {**constants, **config, "PDL": pdl},
             )
         )
+    if traced():  # without programmatic launches, which Inductor doesn't know
+        torch.library.wrap_triton(kernel)[(grid,)](*reads, *writes, *sizes, **constants, **config, PDL=False)
+        return
     if grid == 0 or any(tensor.is_meta for tensor in writes if tensor is not None):
         return
     if grid > _MOST_PROGRAMS:

@@ -4,6 +4,7 @@ from mbv3fast import weights
 from mbv3fast._version import __version__
 from mbv3fast.acceleration import AccelerationError, accelerate
 from mbv3fast.backend import BackendError
+from mbv3fast.deploy import ExportError, export
 from mbv3fast.factory import large, load, small
 from mbv3fast.foreign import UnknownModuleError
 from mbv3fast.preprocess import Preprocess
@@ -13,11 +14,13 @@ from mbv3fast.weights import WeightsError
 __all__ = [
     "AccelerationError",
     "BackendError",
+    "ExportError",
     "Preprocess",
     "UnknownModuleError",
     "WeightsError",
     "__version__",
     "accelerate",
+    "export",
     "large",
     "load",
     "lraspp_large",

@@ -120,8 +120,8 @@ class FusedLRASPP(Served, LRASPP):
             served = self._serve(x)
         return self.reference_forward(x) if served is None else self.segment(x, *served[0])
 
-    def fused(self) -> nn.Module:
-        return Segmenter(super().fused(), copy.deepcopy(self.classifier), self.config.in_chans).eval()
+    def fused(self, backend: str = "triton") -> nn.Module:
+        return Segmenter(super().fused(backend), copy.deepcopy(self.classifier), self.config.in_chans).eval()
 
     def _customised(self) -> bool:
         return overrides(self, FusedLRASPP, ("reference_forward", "maps", "normalised", "check_input"))

@@ -1,4 +1,6 @@
-"""Launches of kernels, whoever compiled them: how many programs, on which tensors; who wants to see them does."""
+"""Launches of kernels, whoever compiled them: how many programs, on which tensors; who wants to see them does, be that
+a watcher or one of PyTorch's compilers.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +72,24 @@ def watch_launches(watcher: Watcher) -> Iterator[None]:
 def watched() -> bool:
     """Whether anybody wants to see launches, which cost time to describe."""
     return bool(_watchers.get())
+
+
+_traced: ContextVar[bool] = ContextVar("traced", default=False)
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Within, in this thread, Triton's launches are written into the graph that PyTorch is tracing, and not made."""
+    token = _traced.set(True)
+    try:
+        yield
+    finally:
+        _traced.reset(token)
+
+
+def traced() -> bool:
+    """Whether launches are written down by PyTorch."""
+    return _traced.get()
 
 
 def announce(launch: Launch) -> None:

@@ -81,12 +81,15 @@ class Served(Backbone):
         found = self._found(self._settings(decision), x) if decision.fused else None
         return found if isinstance(found, Service) else None
 
-    def fused(self) -> nn.Module:
-        """The model as it is now as a module of `torch.ops.mbv3fast.*`, for torch.export and torch.compile.
+    def fused(self, backend: str = "triton") -> nn.Module:
+        """The model as it is now as a module, for torch.export and torch.compile.
 
+        backend: "triton", of `torch.ops.mbv3fast.*`, or "torch", of PyTorch's own operators on folded weights.
         Raises UnsupportedError where a part of the model has no op, its classifier included.
         """
-        plan, head_refused = self._lower(Lowering("triton", common_dtype(self.features)))
+        if backend not in ("triton", "torch"):
+            raise ValueError(f"backend: got {backend!r}, needs 'triton' or 'torch'")
+        plan, head_refused = self._lower(Lowering(backend, common_dtype(self.features)))
         if head_refused:
             raise UnsupportedError(head_refused)
         return FusedProgram(plan, self._preprocess()).eval()

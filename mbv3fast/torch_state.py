@@ -60,6 +60,25 @@ def rewrites_state_dicts(model: nn.Module) -> bool:
     return any(module._load_state_dict_pre_hooks for module in model.modules())
 
 
+def known_size(size: int | torch.SymInt, images: int | None = None) -> int:
+    """A size; of one that tracing made symbols of, what it is in the example, or for a batch of `images` if the batch is
+    the only symbol. No guard comes of asking.
+    """
+    if isinstance(size, int):
+        return size
+    symbols = size.node.expr.free_symbols
+    return int(
+        size.node.hint if images is None or len(symbols) > 1 else size.node.expr.subs(dict.fromkeys(symbols, images))
+    )
+
+
+def keeps_ops() -> bool:
+    """Whether torch.export is tracing, whose programs have ops whole."""
+    from torch.export._trace import custom_triton_ops_decomposition_disabled  # seconds, and only tracers ask
+
+    return custom_triton_ops_decomposition_disabled()
+
+
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Within, launches go to the GPU of `x`, whichever is current outside."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

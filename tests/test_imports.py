@@ -19,6 +19,7 @@ FLOORS = (
     ("tables", "assets", "atomic", "_version", "gpus", "csrc"),
     ("kernels", "cuda"),
     ("config",),
+    ("pyramid",),
     ("layers", "preprocess", "torch_state", "opaque"),
     ("records", "foreign"),
     ("clearance",),
@@ -27,6 +28,7 @@ FLOORS = (
     ("torch_ops", "ops"),
     ("checks", "traffic", "calls"),
     ("model",),
+    ("lraspp",),
     ("weights",),
     ("fold", "freshness", "plan"),
     ("lower", "engine", "graphs", "launches", "alternatives"),
@@ -38,8 +40,8 @@ FLOORS = (
     ("serving",),
     ("bound",),
     ("fast",),
-    ("factory", "acceleration"),
-    ("trial",),
+    ("factory", "acceleration", "deploy"),
+    ("segmentation", "trial"),
     ("cli",),
     ("", "__main__"),  # the package's own face
 )

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mbv3fast._version import __version__
-from mbv3fast.cli import bench, build, classify, demo, doctor, embed, kernels, plan, tiles
+from mbv3fast.cli import bench, build, classify, demo, doctor, embed, export, kernels, plan, tiles
 
 
 class Commands(click.Group):
@@ -55,6 +55,7 @@ for command in (
     demo.demo,
     classify.classify,
     embed.embed,
+    export.export,
     plan.plan,
     kernels.kernels,
     tiles.tiles,

@@ -51,7 +51,7 @@ def pointwise_mean_linear(
 def _run_linear(
     x: Tensor, weight: Tensor, bias: Tensor, *, activation: str | None, target: Target | None = None
 ) -> Tensor:
-    return _multiply(x[:, None], weight, bias, 1, activation, resolve(target, x))
+    return _multiply(x.unsqueeze(1), weight, bias, 1, activation, resolve(target, x))
 
 
 def _run_pointwise_mean_linear(

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from mbv3fast.backend import op_backend
+from mbv3fast.launching import tracing
 from mbv3fast.ops.spec import Spec, conv_shape
 from mbv3fast.ops.target import Target, UncoveredError, cuda_target, target_of
-from mbv3fast.torch_state import on_device, transform_active
+from mbv3fast.torch_state import keeps_ops, on_device, transform_active
 
 NAMESPACE = "mbv3fast"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -24,6 +26,8 @@ Result = Tensor | tuple[Tensor, ...]
 
 class Op:
     """`op(*tensors, **options)` checks and computes; `op.run` are its kernels without the checks.
+
+    PyTorch's compilers see the Triton kernels that it launches on a GPU, torch.export sees the op.
 
     With gradients to record it computes the reference, which autograd knows. Kernels run on a GPU, or under Triton's
     interpreter or emulated on a CPU; other tensors get the reference, as does what CUDA's don't cover without Triton's.
@@ -38,6 +42,8 @@ class Op:
             _LIBRARY.impl(spec.name, self._compute, key)
         _LIBRARY.impl(spec.name, self._differentiate, "Autograd")
         torch.library.register_fake(f"{NAMESPACE}::{spec.name}", self._fake, lib=_LIBRARY)
+        name = f"{NAMESPACE}::{spec.name}"
+        torch.library.register_torch_dispatch(name, FunctionalTensorMode, self._decompose, lib=_LIBRARY)
         self._registered = getattr(getattr(torch.ops, NAMESPACE), spec.name).default
         OPS[spec.name] = self
 
@@ -80,6 +86,14 @@ class Op:
             return self._result(self.reference(*tensors, **options))
         with torch._C._AutoDispatchBelowAutograd():
             return self._registered(*tensors, **options)
+
+    def _decompose(self, mode: FunctionalTensorMode, op: Any, types: Any, args: Any, options: Any) -> Any:
+        """As torch.library.triton_op does it: Inductor compiles the kernels, and packages hold their code."""
+        first = self._leader(args)
+        if keeps_ops() or first.device.type != "cuda" or op_backend(first.device, first.dtype) != "triton":
+            return mode.__torch_dispatch__(op, types, args, options)
+        with mode, tracing():
+            return self.run(*args, **options, target=target_of(first.device))
 
     def _fake(self, *tensors: Tensor | None, **options: Any) -> Result:
         shapes = {arg.name: t.shape for arg, t in zip(self.spec.args, tensors, strict=True) if t is not None}

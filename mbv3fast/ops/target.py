@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,10 +16,23 @@ from mbv3fast.backend import lacks_kernels
 from mbv3fast.cuda.launch import Tile
 from mbv3fast.cuda.tiles import HEURISTICS
 from mbv3fast.cuda.tuned import tuned as tuned_tile
-from mbv3fast.torch_state import tf32_allowed
+from mbv3fast.torch_state import known_size, tf32_allowed
 
 if TYPE_CHECKING:
     from mbv3fast.kernels.configs import Config
+
+
+_IMAGES: ContextVar[int | None] = ContextVar("images", default=None)
+
+
+@contextmanager
+def configured_for(images: int) -> Iterator[None]:
+    """Within, in this thread, launches that are traced for any batch are configured for one of `images`."""
+    token = _IMAGES.set(images)
+    try:
+        yield
+    finally:
+        _IMAGES.reset(token)
 
 
 class UncoveredError(RuntimeError):
@@ -47,7 +62,8 @@ class Target(NamedTuple):
     triton: bool = True
 
     def config(self, op: str, **sizes: int) -> Config:
-        """The launch configuration of `op` for the arguments of its heuristic in `kernels.configs`.
+        """The launch configuration of `op` for the arguments of its heuristic in `kernels.configs`; where a size is a
+        symbol, for that of the example which is traced, or of `configured_for`.
 
         Raises UncoveredError where Triton's kernels can't run.
         """
@@ -57,6 +73,7 @@ class Target(NamedTuple):
         from mbv3fast.kernels.interpreted import interpreted
         from mbv3fast.kernels.tuned import tuned
 
+        sizes = {name: known_size(size, _IMAGES.get()) for name, size in sizes.items()}
         if op in self.overrides:
             return self.overrides[op]
         if self.interpreted:

@@ -1,0 +1,61 @@
+"""Files that run without this package: AOTInductor's packages (.pt2) and ONNX models (.onnx)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mbv3fast.atomic import replacing
+from mbv3fast.deploy.aot_package import write_package
+from mbv3fast.deploy.check import check
+from mbv3fast.deploy.job import Exported, ExportError, Job
+from mbv3fast.deploy.onnx_model import OPSET, write_onnx
+from mbv3fast.serving import Served
+
+__all__ = ["OPSET", "ExportError", "Exported", "export"]
+
+
+def export(
+    model: Served,
+    path: str | os.PathLike[str],
+    *,
+    size: tuple[int, int] = (224, 224),
+    batch: int = 1,
+    uint8: bool = False,
+    backend: str = "auto",
+    opset: int = OPSET,
+    verify: bool = True,
+) -> Exported:
+    """Write a model in eval mode as a file that runs without this package, and try that in a fresh process.
+
+    path: to a .pt2, which `torch._inductor.aoti_load_package` loads in Python and AOTIModelPackageLoader in C++, or an
+    .onnx file. It appears whole or not at all.
+    size: height and width of its input; an .onnx takes others too. batch: the images that launches are configured for;
+    any number of them runs.
+    uint8: whether the input is bytes [N, H, W, C], which are normalised as by `model.transforms()`, or floats
+    [N, C, H, W] of the weights' dtype.
+    backend: of a .pt2, "triton", our kernels compiled for the GPU that the model is on (on a CPU in Triton's
+    interpreter, whose package needs `import mbv3fast.ops`); "torch", PyTorch's operators on folded weights, compiled by
+    Inductor for the model's device; "auto", our kernels on a GPU that they serve, else PyTorch's.
+    opset: of an .onnx, which has PyTorch's operators. verify: compares what the file puts out, of a few random batches,
+    with the modules in float64.
+
+    Raises ValueError for other arguments, ExportError where the file can't be made or computes something else,
+    BackendError where who was asked for can't serve, UnsupportedError where the model can't be folded.
+    """
+    target = Path(path)
+    writers = {".pt2": write_package, ".onnx": write_onnx}
+    if target.suffix not in writers:
+        raise ValueError(f"path: got {target}, needs the suffix {' or '.join(writers)}")
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"path: got {target}, whose folder does not exist")
+    job = Job(model, size, batch, uint8, backend, opset)
+    with replacing(target) as temporary:
+        file = temporary.with_suffix(target.suffix)  # which its readers go by
+        try:
+            written = writers[target.suffix](job, file)
+            found = check(job, file, written) if verify else None
+            os.replace(file, temporary)
+        finally:
+            file.unlink(missing_ok=True)
+    return Exported(target, written.contents, job.signature(written.most), target.stat().st_size, found)

@@ -1,0 +1,67 @@
+"""AOTInductor's packages: a fused model as a library of machine code, with its weights."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from pathlib import Path
+
+import torch
+
+from mbv3fast.backend import BackendError, interpreted, lacks_kernels, op_backend, requested
+from mbv3fast.deploy.job import ExportError, Job, Written
+from mbv3fast.description import METADATA_KEY
+from mbv3fast.ops.target import configured_for
+
+_OTHERS = 10  # times PyTorch's own error: Inductor fuses and sums as it likes
+
+
+def write_package(job: Job, path: Path) -> Written:
+    """Write a .pt2 of `job`. Raises as `export`."""
+    backend = _server(job)
+    program = job.model.fused(backend)
+    height, width = job.size
+    most = (2**31 - 1) // (height * width)  # kernels count pixels in 32 bits
+    if job.batch > most:
+        raise ValueError(f"batch: got {job.batch}, needs at most {most} images of {height}x{width}")
+    batch = torch.export.Dim("batch", min=1, max=most)
+    metadata = {METADATA_KEY: job.model.description().to_json()}
+    try:
+        with torch.no_grad(), configured_for(job.batch), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own deprecations
+            exported = torch.export.export(program, (job.images(2),), dynamic_shapes=({0: batch},))  # 1 would be fixed
+            settings = {"aot_inductor.metadata": metadata}
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=settings)
+    except Exception as error:  # whatever a tracer or a compiler may say
+        raise ExportError(f"{path.suffix}: PyTorch can't compile it: {error}") from error
+    return _described(job, backend, most)
+
+
+def _server(job: Job) -> str:
+    """Whose code the package holds, "triton" or "torch"."""
+    request = requested(job.backend)
+    device, dtype = job.like.device, job.like.dtype
+    if request.name == "cuda":
+        raise BackendError(
+            f"{request.origin}: a package can't hold the CUDA library's kernels; use 'triton' or 'torch'"
+        )
+    if request.name == "triton" and op_backend(device, dtype) != "triton":
+        raise BackendError(
+            f"{request.origin}: 'triton' can't serve {dtype} on {device}: {lacks_kernels(device, dtype)}"
+        )
+    if request.name == "auto":
+        return "triton" if device.type == "cuda" and op_backend(device, dtype) == "triton" else "torch"
+    return request.name
+
+
+def _described(job: Job, backend: str, most: int) -> Written:
+    device = job.like.device
+    if backend == "triton" and interpreted():
+        return Written(
+            "torch.ops.mbv3fast.*, which a reader has by `import mbv3fast.ops`", most, imports=("mbv3fast.ops",)
+        )
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU ({platform.machine()})"
+    if backend == "triton":
+        costs = job.model.plan("triton").costs((job.batch, job.model.config.in_chans, *job.size))
+        return Written(f"{sum(cost.launches for cost in costs)} launches of our kernels, compiled for {machine}", most)
+    return Written(f"PyTorch's operators on folded weights, compiled for {machine}", most, factor=_OTHERS)

@@ -1,0 +1,66 @@
+"""A file tried in a fresh process, and compared with its model in float64."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mbv3fast.deploy import reload
+from mbv3fast.deploy.job import Difference, ExportError, Job, Written, leaves
+
+_SECONDS = 600
+
+
+def check(job: Job, file: Path, written: Written) -> Difference:
+    """The largest error over a few batches. Raises ExportError where the file doesn't run, or errs by too much."""
+    counts = sorted({1, 3, job.batch} if job.batch * job.size[0] * job.size[1] < 2**24 else {1, 3})
+    inputs = [job.images(count) for count in counts] + [job.images(2, size) for size in written.sizes]
+    worst = Difference(0.0, 0.0)
+    for x, outputs in zip(inputs, run_afresh(file, inputs, written.imports), strict=True):
+        for difference in _differences(job, x, outputs, written.factor):
+            if not difference.error <= difference.allowed:  # which NaN isn't either
+                raise ExportError(
+                    f"{file.suffix}: the file's outputs err by {difference.error:.3g} for an input of {list(x.shape)}, "
+                    f"{difference.allowed:.3g} is allowed"
+                )
+            worst = max(worst, difference, key=lambda found: found.error)
+    return worst
+
+
+def run_afresh(file: Path, inputs: list[Tensor], imports: tuple[str, ...] = ()) -> list[list[Tensor]]:
+    """A file's outputs for each of `inputs`, by a process that imports torch, ONNX Runtime and `imports` alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
+        torch.save(inputs, given)
+        command = [sys.executable, reload.__file__, str(file), str(given), str(made), *imports]
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"{file.suffix}: a fresh process has not run the file in {_SECONDS} s") from error
+        if ran.returncode != 0:
+            said = ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"]
+            raise ExportError(f"{file.suffix}: a fresh process can't run the file: {said[-1]}")
+        loaded: list[list[Tensor]] = torch.load(made, weights_only=True)
+        return loaded
+
+
+@torch.no_grad()
+def _differences(job: Job, x: Tensor, outputs: list[Tensor], factor: float) -> list[Difference]:
+    exact = copy.deepcopy(job.model).double()
+    truths = leaves(exact.reference_forward(x if job.uint8 else x.double()))
+    found = []
+    for got, plain, truth in zip(outputs, leaves(job.model.reference_forward(x)), truths, strict=True):
+        if got.shape != truth.shape or got.dtype != plain.dtype:
+            raise ExportError(
+                f"the file put out {got.dtype} {list(got.shape)}, needs {plain.dtype} {list(truth.shape)}"
+            )
+        floor = torch.finfo(got.dtype).eps * truth.abs().max().item()
+        error, allowed = ((values.to(truth).sub(truth)).abs().max().item() for values in (got, plain))
+        found.append(Difference(error, factor * allowed + floor))
+    return found

@@ -1,0 +1,106 @@
+"""What is to be exported, and what came of it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from mbv3fast.checks import MIN_SIZE
+from mbv3fast.serving import Served
+
+
+class ExportError(RuntimeError):
+    """A file that can't be made, or that computes something else than the model."""
+
+
+class Written(NamedTuple):
+    """A file's contents in words, the most images it takes (None: any number), other sizes that it takes, what a reader
+    imports first, and how many times PyTorch's own error it may have.
+    """
+
+    contents: str
+    most: int | None
+    sizes: tuple[tuple[int, int], ...] = ()
+    imports: tuple[str, ...] = ()
+    factor: float = 2
+
+
+class Difference(NamedTuple):
+    """The largest error against float64 of what a file puts out, and what is allowed."""
+
+    error: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file, its contents and its input in words, its size in bytes, and its difference, if that was asked for."""
+
+    path: Path
+    contents: str
+    input: str
+    bytes: int
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `export`, checked."""
+
+    model: Served
+    size: tuple[int, int]
+    batch: int
+    uint8: bool
+    backend: str
+    opset: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, Served):
+            raise TypeError(
+                f"model: got a {type(self.model).__name__}, needs one of mbv3fast's; see mbv3fast.accelerate"
+            )
+        if self.model.training:
+            raise ValueError("model: is in training mode; call eval() first")
+        try:
+            height, width = map(operator.index, self.size)
+        except (TypeError, ValueError):
+            height = width = 0
+        if min(height, width) < MIN_SIZE or height * width >= 2**31:
+            raise ValueError(f"size: got {self.size!r}, needs a height and a width of at least {MIN_SIZE}")
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise ValueError(f"batch: got {self.batch!r}, needs at least 1 image")
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor on the model's device, of its dtype."""
+        return next(self.model.parameters())
+
+    def images(self, count: int, size: Sequence[int] | None = None) -> Tensor:
+        """Random ones, the same each time."""
+        height, width = size or self.size
+        generator = torch.Generator().manual_seed(count)
+        channels = self.model.config.in_chans
+        if self.uint8:
+            pixels = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=generator)
+            return pixels.to(self.like.device)
+        return torch.randn((count, channels, height, width), generator=generator).to(self.like.device, self.like.dtype)
+
+    def signature(self, most: int | None) -> str:
+        """The input in words."""
+        height, width = self.size
+        channels = self.model.config.in_chans
+        dtype = "uint8" if self.uint8 else str(self.like.dtype).removeprefix("torch.")
+        axes = (height, width, channels) if self.uint8 else (channels, height, width)
+        return f"{dtype} [N, {', '.join(map(str, axes))}], N from 1" + ("" if most is None else f" to {most:,}")
+
+
+def leaves(outputs: Any) -> list[Tensor]:
+    """The tensors of a classifier's, an extractor's or a segmenter's output."""
+    return list(_pytree.tree_leaves(outputs))

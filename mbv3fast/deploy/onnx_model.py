@@ -1,0 +1,63 @@
+"""ONNX models: the modules of the reference as ONNX's operators."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mbv3fast.deploy.job import ExportError, Job, Written, leaves
+from mbv3fast.description import METADATA_KEY
+from mbv3fast.serving import Served
+
+OPSET = 22
+_OTHERS = 10  # times PyTorch's own error: runtimes sum as they like
+
+
+def write_onnx(job: Job, path: Path) -> Written:
+    """Write an .onnx of `job`, for any batch and any size. Raises as `export`."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f".onnx: needs {' and '.join(missing)}: pip install 'mbv3fast[onnx]'")
+    height, width = (1, 2) if job.uint8 else (2, 3)
+    with torch.no_grad():
+        names = _names(len(leaves(_Reference(job.model)(job.images(1)))))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own deprecations
+            program = torch.onnx.export(
+                _Reference(job.model),
+                (job.images(2),),
+                dynamo=True,
+                verbose=False,
+                opset_version=job.opset,
+                input_names=["x"],
+                output_names=names,
+                dynamic_shapes=({0: "batch", height: "height", width: "width"},),
+            )
+            assert program is not None
+            program.model.metadata_props[METADATA_KEY] = job.model.description().to_json()
+            program.save(str(path))
+    except Exception as error:  # whatever a tracer or a converter may say
+        raise ExportError(f".onnx: PyTorch can't export it: {error}") from error
+    other = (job.size[0] + 33, job.size[1] + 14)
+    return Written(f"ONNX's operators, opset {job.opset}, any height and width", None, sizes=(other,), factor=_OTHERS)
+
+
+class _Reference(nn.Module):
+    """A model's forward by its modules."""
+
+    def __init__(self, model: Served) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model.reference_forward(x)
+
+
+def _names(count: int) -> list[str]:
+    return ["out"] if count == 1 else [f"map_{index}" for index in range(count)]
