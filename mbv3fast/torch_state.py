@@ -61,15 +61,15 @@ def rewrites_state_dicts(model: nn.Module) -> bool:
 
 
 def known_size(size: int | torch.SymInt, images: int | None = None) -> int:
-    """A size; of one that tracing made symbols of, what it is in the example, or for a batch of `images` if the batch is
-    the only symbol. No guard comes of asking.
+    """A size; where tracing made symbols of it, what it is in the example, or with `images` in place of the batch if
+    that is the only symbol. No guard comes of asking.
     """
     if isinstance(size, int):
         return size
     symbols = size.node.expr.free_symbols
-    return int(
-        size.node.hint if images is None or len(symbols) > 1 else size.node.expr.subs(dict.fromkeys(symbols, images))
-    )
+    if images is None or len(symbols) > 1:
+        return int(size.node.hint)
+    return int(size.node.expr.subs(dict.fromkeys(symbols, images)))
 
 
 def keeps_ops() -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import warnings
 from pathlib import Path
 
 import torch
 
-from mbv3fast.backend import BackendError, interpreted, lacks_kernels, op_backend, requested
+from mbv3fast.backend import ENVIRONMENT, BackendError, interpreted, lacks_kernels, op_backend, requested
 from mbv3fast.deploy.job import ExportError, Job, Written
 from mbv3fast.description import METADATA_KEY
 from mbv3fast.ops.target import configured_for
@@ -42,24 +43,21 @@ def _server(job: Job) -> str:
     request = requested(job.backend)
     device, dtype = job.like.device, job.like.dtype
     if request.name == "cuda":
-        raise BackendError(
-            f"{request.origin}: a package can't hold the CUDA library's kernels; use 'triton' or 'torch'"
-        )
-    if request.name == "triton" and op_backend(device, dtype) != "triton":
-        raise BackendError(
-            f"{request.origin}: 'triton' can't serve {dtype} on {device}: {lacks_kernels(device, dtype)}"
-        )
+        raise BackendError(f"{request.origin}: a package can't hold CUDA's kernels; use 'triton' or 'torch'")
+    served = op_backend(device, dtype) == "triton"
+    if request.name == "triton" and not served:
+        reason = lacks_kernels(device, dtype) or f"{ENVIRONMENT} is {os.environ.get(ENVIRONMENT)}"
+        raise BackendError(f"{request.origin}: 'triton' can't serve {dtype} on {device}: {reason}")
     if request.name == "auto":
-        return "triton" if device.type == "cuda" and op_backend(device, dtype) == "triton" else "torch"
+        return "triton" if device.type == "cuda" and served else "torch"
     return request.name
 
 
 def _described(job: Job, backend: str, most: int) -> Written:
     device = job.like.device
     if backend == "triton" and interpreted():
-        return Written(
-            "torch.ops.mbv3fast.*, which a reader has by `import mbv3fast.ops`", most, imports=("mbv3fast.ops",)
-        )
+        contents = "torch.ops.mbv3fast.*, which a reader has by `import mbv3fast.ops`"
+        return Written(contents, most, imports=("mbv3fast.ops",))
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU ({platform.machine()})"
     if backend == "triton":
         costs = job.model.plan("triton").costs((job.batch, job.model.config.in_chans, *job.size))
