@@ -16,6 +16,7 @@ from tests.test_activations import (
     test_extreme_values_are_activated_as_by_pytorch,
     test_extreme_values_pass_a_gate_as_by_pytorch,
 )
+from tests.test_efficientnet_block import test_a_folded_block_agrees_with_its_modules
 from tests.test_ops import (
     test_agrees_with_the_reference,
     test_an_empty_batch_gives_empty_outputs,
@@ -31,6 +32,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton.runtime.interpreter")
 
 __all__ = [
+    "test_a_folded_block_agrees_with_its_modules",
     "test_agrees_with_the_reference",
     "test_agrees_with_the_reference_by_every_activation",
     "test_an_empty_batch_gives_empty_outputs",
