@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -22,12 +23,15 @@ from tests.test_op_tools import gradients, trainable
 
 OTHERS = {"activation": ("relu6", "silu"), "squeeze_activation": ("relu6", "silu"), "gate": ("sigmoid",)}
 OTHERS |= {"linear_activation": OTHERS["activation"]}
-CALLS = [
-    (name, {option: value})
-    for op, name in FULL.items()
-    for option in OPS[op].spec.options
-    for value in OTHERS.get(option, ())
-]
+
+
+def with_others(names: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Cases by name, each with one option that is another."""
+    options = {name: OPS[CASES[name].op].spec.options for name in names}
+    return [(name, {o: value}) for name, taken in options.items() for o in taken for value in OTHERS.get(o, ())]
+
+
+CALLS = with_others(FULL.values())
 GATED = [name for name, options in CALLS if "gate" in options]
 INFINITY = math.inf
 # exp(-x) overflows below -88.7 in float32; at -inf the product of SiLU is one of infinity and 0.

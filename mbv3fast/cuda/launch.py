@@ -94,6 +94,6 @@ def serves(dtype: torch.dtype, *channels: int) -> bool:
     return dtype in DTYPES and all(count % CHANNELS == 0 for count in channels)
 
 
-def activates(*activations: str | None, gate: str = "hardsigmoid") -> bool:
-    """Whether kernels compute all of these activations, and this gate of squeeze-excite."""
-    return gate == "hardsigmoid" and all(activation in ACTIVATIONS for activation in activations)
+def activates(activation: str | None, gate: str = "hardsigmoid") -> bool:
+    """Whether kernels compute this activation, and this gate of squeeze-excite."""
+    return gate == "hardsigmoid" and activation in ACTIVATIONS

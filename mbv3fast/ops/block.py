@@ -61,7 +61,7 @@ def run_block(
         return None
     if excite is not None and not excites(channels, excite.fc1_weight.shape[0]):
         return None
-    if not activates(activation) or (excite and not activates(excite.activation, gate=excite.gate)):
+    if excite is not None and not activates(excite.activation, gate=excite.gate):
         return None
     shape = conv_shape((x.shape[2], x.shape[3]), kernel, stride, padding)
     if max(shape.padding[0], shape.padding[2]) >= kernel:

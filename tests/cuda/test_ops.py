@@ -18,8 +18,7 @@ from tests.cuda.test_refused import call as call_c
 from tests.cuda.test_squeeze_excite import Case
 from tests.numerics import assert_agrees
 from tests.op_cases import CASES, call, make, refer
-from tests.test_activations import CALLS as OTHERS
-from tests.test_activations import check, wide
+from tests.test_activations import check, wide, with_others
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float16, torch.bfloat16)
@@ -31,6 +30,7 @@ COVERED = {
     "inverted residual with excite": ["inverted_residual", "excite", "pointwise_conv"],
     "excite": ["squeeze_excite"],
 }
+OTHERS = with_others(name for name in COVERED if name != "inverted residual")  # which takes options for no excite
 
 
 @pytest.fixture(autouse=True)

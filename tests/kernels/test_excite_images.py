@@ -55,11 +55,11 @@ def test_excite_images(shape: tuple[int, int], dtype: torch.dtype, batch: int) -
     check(shape, 19, 1, "relu", dtype, config)
 
 
-OTHERS = [("hardswish", "hardsigmoid"), ("silu", "sigmoid")]
+INPUTS = [(1, "hardswish", "hardsigmoid"), (17, "silu", "sigmoid"), (40, "hardswish", "hardsigmoid")]
 
 
-@pytest.mark.parametrize(("images", "others", "parts", "dtype"), in_turn([1, 17, 40], OTHERS, (1, 5), DTYPES))
-def test_images_and_parts(images: int, others: tuple[str, str], parts: int, dtype: torch.dtype) -> None:
-    activation, gate = others
+@pytest.mark.parametrize(("given", "parts", "dtype"), in_turn(INPUTS, (1, 5), DTYPES))
+def test_images_and_parts(given: tuple[int, str, str], parts: int, dtype: torch.dtype) -> None:
+    images, activation, gate = given
     config = {"BLOCK_M": 16, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
     check((40, 10), images, parts, activation, dtype, config, gate)

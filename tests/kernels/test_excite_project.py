@@ -75,16 +75,15 @@ def test_excite_project(shape: Shape, dtype: torch.dtype, batch: int) -> None:
     check(shape, (2, 3, 5), 6, "relu", dtype, config)
 
 
-SIZES = [(1, 7, 7), (3, 1, 1), (3, 5, 7)]
+GIVEN = [
+    ((1, 7, 7), "hardswish", "hardsigmoid"),
+    ((3, 1, 1), None, "hardsigmoid"),
+    ((3, 5, 7), "silu", "sigmoid"),
+]  # a size, the activation between, the gate
 
 
-OTHERS = [("hardswish", "hardsigmoid"), ("silu", "sigmoid"), (None, "hardsigmoid"), ("relu6", "sigmoid")]
-
-
-@pytest.mark.parametrize(("size", "others", "dtype"), in_turn(SIZES, OTHERS, DTYPES))
-def test_tiles_end_with_their_image(
-    size: tuple[int, int, int], others: tuple[str | None, str], dtype: torch.dtype
-) -> None:
-    activation, gate = others
+@pytest.mark.parametrize(("given", "dtype"), in_turn(GIVEN, DTYPES))
+def test_tiles_end_with_their_image(given: tuple[tuple[int, int, int], str | None, str], dtype: torch.dtype) -> None:
+    size, activation, gate = given
     config = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "BLOCK_PARTS": 2, "num_warps": 4, "num_stages": 2}
     check((40, 72, 10, True), size, 5, activation, dtype, config, gate)
