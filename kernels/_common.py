@@ -88,12 +88,22 @@ def hardsigmoid(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """float32 in and out; ACTIVATION is "relu", "hardswish" or None."""
+    """float32 in and out; ACTIVATION is "relu", "relu6", "hardswish", "silu" or None."""
     if ACTIVATION == "relu":
         x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "relu6":
+        x = clamp6(x)
     elif ACTIVATION == "hardswish":
         x = x * clamp6(x + 3.0) * _SIXTH
+    elif ACTIVATION == "silu":
+        x = x * tl.sigmoid(x)  # 0 where exp(-x) overflows
     return x
+
+
+@triton.jit
+def gated(x, GATE: tl.constexpr):
+    """The scale of squeeze-excite, float32 in and out; GATE is "hardsigmoid" or "sigmoid"."""
+    return tl.sigmoid(x) if GATE == "sigmoid" else hardsigmoid(x)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import activate, begin, dot, hardsigmoid, launch, narrow
+from mbv3fast.kernels._common import activate, begin, dot, gated, launch, narrow
 from mbv3fast.kernels.configs import Config
 from mbv3fast.kernels.linear import mean_of_parts
 
@@ -25,6 +25,7 @@ def _excite_images_kernel(
     C: tl.constexpr,
     S: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    GATE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -52,7 +53,7 @@ def _excite_images_kernel(
     weight = tl.load(fc2_weight + c[None, :] * S + s[:, None], (c < C)[None, :] & (s < S)[:, None], 0.0)
     zeros = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     excited = dot(narrow(hidden, fc2_weight.dtype.element_ty), weight, zeros, TF32) + offset[None, :]
-    tl.store(scale + image[:, None] * C + c[None, :], hardsigmoid(excited), inside[:, None] & (c < C)[None, :])
+    tl.store(scale + image[:, None] * C + c[None, :], gated(excited, GATE), inside[:, None] & (c < C)[None, :])
 
 
 def excite_images(
@@ -65,11 +66,12 @@ def excite_images(
     scale: torch.Tensor,
     pixels: int,
     activation: str | None,
+    gate: str = "hardsigmoid",
     config: Config,
     tf32: bool = False,
     pdl: bool = False,
 ) -> None:
-    """scale = hardsigmoid(fc2(activation(fc1(sum of pool over its parts / pixels)))).
+    """scale = gate(fc2(activation(fc1(sum of pool over its parts / pixels)))).
 
     pool [images, parts, C] and scale [images, C] float32; fc1_weight [S, C] and fc2_weight [C, S] of one dtype, in
     which means and hidden units are multiplied; fc1_bias [S], fc2_bias [C] of it or float32.
@@ -84,6 +86,7 @@ def excite_images(
         C=channels,
         S=squeezed,
         ACTIVATION=activation,
+        GATE=gate,
         BLOCK_S=max(16, triton.next_power_of_2(squeezed)),
         ONE_PART=parts == 1,
         TF32=tf32,

@@ -28,6 +28,7 @@ def _excite_project_kernel(
     N: tl.constexpr,
     S: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    GATE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -52,7 +53,7 @@ def _excite_project_kernel(
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         matrix = tl.load(fc2_weight + k[:, None] * S + s[None, :], (k < K)[:, None] & (s < S)[None, :], 0.0)
-        factor = excite_slice(matrix, tl.load(fc2_bias + k, k < K, 0.0), squeezed)
+        factor = excite_slice(matrix, tl.load(fc2_bias + k, k < K, 0.0), squeezed, GATE)
         a = tl.load(x + row[:, None] * K + k[None, :], inside[:, None] & (k < K)[None, :], 0.0)
         a = narrow(a.to(tl.float32) * factor[None, :], x.dtype.element_ty)
         b = tl.load(weight + n[None, :] * K + k[:, None], (n < N)[None, :] & (k < K)[:, None], 0.0)
@@ -78,6 +79,7 @@ def excite_project(
     residual: torch.Tensor | None = None,
     out: torch.Tensor,
     activation: str | None,
+    gate: str = "hardsigmoid",
     config: Config,
     tf32: bool = False,
     pdl: bool = False,
@@ -100,6 +102,7 @@ def excite_project(
         N=outputs,
         S=squeezed,
         ACTIVATION=activation,
+        GATE=gate,
         BLOCK_S=triton.next_power_of_2(squeezed),
         TF32=tf32,
         config=config,

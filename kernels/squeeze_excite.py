@@ -1,6 +1,6 @@
 """Squeeze-excite in slices, so that no wide block's two matrices pass through one multiprocessor.
 
-    scale = hardsigmoid(fc2(activation(fc1(mean(x)))))
+    scale = gate(fc2(activation(fc1(mean(x)))))
 
 The first launch (here `squeeze`, in a network the epilogue of `depthwise_conv`) multiplies each tile's sums by its own
 slice of fc1; the second, `excite`, adds these in a fixed order and computes a slice of fc2 in each program. Where that
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import activate, begin, hardsigmoid, launch, narrow
+from mbv3fast.kernels._common import activate, begin, gated, launch, narrow
 from mbv3fast.kernels.configs import Config
 
 
@@ -84,9 +84,9 @@ def hidden_units(
 
 
 @triton.jit
-def excite_slice(weight, offset, squeezed):
-    """hardsigmoid(fc2) of some channels, of whose matrix `weight` [channels, BLOCK_S] are the rows."""
-    return hardsigmoid(tl.sum(weight.to(tl.float32) * squeezed[None, :], axis=1) + offset)
+def excite_slice(weight, offset, squeezed, GATE: tl.constexpr):
+    """gate(fc2) of some channels, of whose matrix `weight` [channels, BLOCK_S] are the rows."""
+    return gated(tl.sum(weight.to(tl.float32) * squeezed[None, :], axis=1) + offset, GATE)
 
 
 @triton.jit(do_not_specialize=["parts", "pixels"])
@@ -101,6 +101,7 @@ def _excite_kernel(
     C: tl.constexpr,
     S: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    GATE: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -116,7 +117,7 @@ def _excite_kernel(
     hidden_offset = tl.load(fc1_bias + s, s < S, 0.0)
     begin(PDL)
     squeezed = hidden_units(hidden, hidden_offset, image, s, parts, pixels, S, ACTIVATION, BLOCK_PARTS)
-    tl.store(scale + image * C + c, excite_slice(weight, offset, squeezed), c < C)
+    tl.store(scale + image * C + c, excite_slice(weight, offset, squeezed, GATE), c < C)
 
 
 @triton.jit(do_not_specialize=["rows", "pixels"])
@@ -173,10 +174,11 @@ def excite(
     scale: torch.Tensor,
     pixels: int,
     activation: str | None,
+    gate: str = "hardsigmoid",
     config: Config,
     pdl: bool = False,
 ) -> None:
-    """scale = hardsigmoid(fc2(activation(sum of hidden over its parts / pixels + fc1_bias))).
+    """scale = gate(fc2(activation(sum of hidden over its parts / pixels + fc1_bias))).
 
     hidden [N, parts, S] and scale [N, C] float32; fc2_weight [C, S], fc1_bias [S], fc2_bias [C] of any dtype.
     """
@@ -191,6 +193,7 @@ def excite(
         C=channels,
         S=squeezed,
         ACTIVATION=activation,
+        GATE=gate,
         BLOCK_S=triton.next_power_of_2(squeezed),
         config=config,
         pdl=pdl,

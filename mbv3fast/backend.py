@@ -223,7 +223,7 @@ def op_server(op: str, device: torch.device, dtype: torch.dtype) -> str:
     reference = f"its reference: {f'{ENVIRONMENT} is torch' if by_name else lack}"
     how = {"cuda": ", emulated", "triton": ", in Triton's interpreter"}.get(server, "") if device.type == "cpu" else ""
     if server == "cuda" and op in _CUDA_OPS:
-        return f"our kernels in CUDA{how}, where they cover its sizes"
+        return f"our kernels in CUDA{how}, where they cover its sizes and activations"
     return reference if lack or server == "torch" else f"our kernels{how if server == 'triton' else ''}"
 
 

@@ -6,6 +6,7 @@ they are and returns the input's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -13,16 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbv3fast.layers import Padding, same_padding
-from mbv3fast.tables import Activation
+
+# The ops'; those that our networks have are `tables.Activation`.
+OpActivation = Literal["relu", "relu6", "hardswish", "silu"]
+Gate = Literal["hardsigmoid", "sigmoid"]
+ACTIVATIONS: dict[OpActivation, Callable[..., Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+}
+GATES: dict[Gate, Callable[[Tensor], Tensor]] = {"hardsigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid}
 
 
-def activate(x: Tensor, activation: Activation | None, *, inplace: bool = False) -> Tensor:
-    """ReLU, hardswish x * relu6(x + 3) / 6, or nothing."""
-    if activation == "relu":
-        return F.relu(x, inplace=inplace)
-    if activation == "hardswish":
-        return F.hardswish(x, inplace=inplace)
-    return x
+def activate(x: Tensor, activation: OpActivation | None, *, inplace: bool = False) -> Tensor:
+    """ReLU, ReLU6 min(max(x, 0), 6), hardswish x * relu6(x + 3) / 6, SiLU x * sigmoid(x), or nothing."""
+    return x if activation is None else ACTIVATIONS[activation](x, inplace=inplace)
 
 
 def stem_conv_ref(
@@ -34,7 +41,7 @@ def stem_conv_ref(
     *,
     stride: int = 2,
     padding: Padding | Literal["same"] = (1, 1, 1, 1),
-    activation: Activation | None = "hardswish",
+    activation: OpActivation | None = "hardswish",
 ) -> Tensor:
     """Dense convolution of x * factor - shift, + bias + activation: x [N, C, H, W], weight [C', C, k, k], bias [C'].
 
@@ -52,7 +59,7 @@ def pointwise_conv_ref(
     residual: Tensor | None = None,
     scale: Tensor | None = None,
     *,
-    activation: Activation | None = None,
+    activation: OpActivation | None = None,
 ) -> Tensor:
     """1x1 convolution of x * scale, + bias + activation (+ residual [N, C', H, W]).
 
@@ -74,7 +81,7 @@ def depthwise_conv_ref(
     stride: int = 1,
     padding: Padding | Literal["same"],
     dilation: int = 1,
-    activation: Activation | None = None,
+    activation: OpActivation | None = None,
 ) -> Tensor:
     """Depthwise convolution + bias + activation: x [N, C, H, W], weight [C, 1, k, k], bias [C]."""
     return activate(_conv(x, weight, bias, stride, padding, dilation, x.shape[1]), activation, inplace=True)
@@ -91,7 +98,7 @@ def depthwise_project_ref(
     stride: int = 1,
     padding: Padding | Literal["same"],
     dilation: int = 1,
-    activation: Activation | None = None,
+    activation: OpActivation | None = None,
 ) -> Tensor:
     """`depthwise_conv_ref`, then `pointwise_conv_ref` with the residual [N, C', H', W']."""
     geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
@@ -114,13 +121,15 @@ def depthwise_excite_project_ref(
     stride: int = 1,
     padding: Padding | Literal["same"],
     dilation: int = 1,
-    activation: Activation | None = None,
-    squeeze_activation: Activation = "relu",
+    activation: OpActivation | None = None,
+    squeeze_activation: OpActivation = "relu",
+    gate: Gate = "hardsigmoid",
 ) -> Tensor:
     """`depthwise_conv_ref`, `squeeze_excite_ref`, then `pointwise_conv_ref` with the residual [N, C', H', W']."""
     geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     out = depthwise_conv_ref(x, weight, bias, **geometry, activation=activation)
-    out = squeeze_excite_ref(out, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation=squeeze_activation)
+    fc = fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    out = squeeze_excite_ref(out, *fc, activation=squeeze_activation, gate=gate)
     return pointwise_conv_ref(out, project_weight, project_bias, residual)
 
 
@@ -141,8 +150,9 @@ def inverted_residual_ref(
     stride: int = 1,
     padding: Padding | Literal["same"],
     dilation: int = 1,
-    activation: Activation | None = None,
-    squeeze_activation: Activation = "relu",
+    activation: OpActivation | None = None,
+    squeeze_activation: OpActivation = "relu",
+    gate: Gate = "hardsigmoid",
 ) -> Tensor:
     """`pointwise_conv_ref`, then `depthwise_project_ref` or, where there is an fc1, `depthwise_excite_project_ref`."""
     options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "activation": activation}
@@ -150,7 +160,7 @@ def inverted_residual_ref(
     if fc1_weight is None or fc1_bias is None or fc2_weight is None or fc2_bias is None:
         return depthwise_project_ref(expanded, weight, bias, project_weight, project_bias, residual, **options)
     fc = fc1_weight, fc1_bias, fc2_weight, fc2_bias
-    options["squeeze_activation"] = squeeze_activation
+    options |= {"squeeze_activation": squeeze_activation, "gate": gate}
     return depthwise_excite_project_ref(expanded, weight, bias, *fc, project_weight, project_bias, residual, **options)
 
 
@@ -161,18 +171,25 @@ def squeeze_excite_ref(
     fc2_weight: Tensor,
     fc2_bias: Tensor,
     *,
-    activation: Activation = "relu",
+    activation: OpActivation = "relu",
+    gate: Gate = "hardsigmoid",
 ) -> Tensor:
-    """x * hardsigmoid(fc2(activation(fc1(mean of x over H, W)))): fc1_weight [S, C], fc2_weight [C, S]."""
-    return x * squeeze_excite_scale(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation)
+    """x * gate(fc2(activation(fc1(mean of x over H, W)))): fc1_weight [S, C], fc2_weight [C, S]."""
+    return x * squeeze_excite_scale(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation, gate)
 
 
 def squeeze_excite_scale(
-    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor, activation: Activation
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    activation: OpActivation,
+    gate: Gate = "hardsigmoid",
 ) -> Tensor:
     """What squeeze-excite multiplies x by, [N, C, 1, 1]."""
     hidden = linear_ref(global_mean_ref(x), fc1_weight, fc1_bias, activation=activation)
-    return F.hardsigmoid(linear_ref(hidden, fc2_weight, fc2_bias))[:, :, None, None]
+    return GATES[gate](linear_ref(hidden, fc2_weight, fc2_bias))[:, :, None, None]
 
 
 def global_mean_ref(x: Tensor) -> Tensor:
@@ -181,7 +198,7 @@ def global_mean_ref(x: Tensor) -> Tensor:
 
 
 def linear_ref(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: OpActivation | None = None
 ) -> Tensor:
     """Linear layer + activation: x [N, C], weight [C', C], bias [C']."""
     return activate(F.linear(x, weight, None if bias is None else bias.to(x.dtype)), activation, inplace=True)
@@ -194,8 +211,8 @@ def pointwise_mean_linear_ref(
     linear_weight: Tensor,
     linear_bias: Tensor,
     *,
-    activation: Activation | None = "hardswish",
-    linear_activation: Activation | None = "hardswish",
+    activation: OpActivation | None = "hardswish",
+    linear_activation: OpActivation | None = "hardswish",
 ) -> Tensor:
     """`pointwise_conv_ref`, its mean over height and width, `linear_ref`."""
     pooled = global_mean_ref(pointwise_conv_ref(x, weight, bias, activation=activation))

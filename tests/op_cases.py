@@ -111,12 +111,12 @@ def call(name: str, tensors: Tensors, **options: Any) -> tuple[Tensor, ...]:
     return listed(getattr(ops, given.op)(**tensors, **(given.options | options)))
 
 
-def refer(name: str, tensors: Tensors, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+def refer(name: str, tensors: Tensors, dtype: torch.dtype | None = None, **options: Any) -> tuple[Tensor, ...]:
     """Its reference, on the tensors in `dtype` where one is given."""
     given = CASES[name]
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
-    return listed(getattr(reference, f"{given.op}_ref")(**tensors, **given.options))
+    return listed(getattr(reference, f"{given.op}_ref")(**tensors, **(given.options | options)))
 
 
 def schema_call(name: str, tensors: Tensors) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

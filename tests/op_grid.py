@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mbv3fast.ops.spec import Arg, Spec, conv_shape
+from mbv3fast.reference import ACTIVATIONS, GATES
 
 _SIZES = {"N": (1, 3), "H": (1, 9), "W": (1, 9), "k": (1, 5)}  # others are channels
 _CHANNELS = (1, 40)
-_ACTIVATIONS = st.sampled_from([None, "relu", "hardswish"])
+_ACTIVATIONS = st.sampled_from([None, *ACTIVATIONS])
 _OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "stride": st.integers(1, 3),
     "dilation": st.integers(1, 2),
@@ -21,6 +22,7 @@ _OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "activation": _ACTIVATIONS,
     "squeeze_activation": _ACTIVATIONS,
     "linear_activation": _ACTIVATIONS,
+    "gate": st.sampled_from([*GATES]),
 }
 
 

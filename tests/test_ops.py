@@ -215,6 +215,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "dilation": (0, -1, 1.5, True, "2", None),
     "padding": ((1, 1, 1), (1, 1, 1, -1), (1, 1, 1, 1.5), "valid", -1, True, 1.0, None),
     "activation": ("gelu", "ReLU", "", 1, ["relu"]),
+    "gate": ("tanh", "Sigmoid", "", 1, ["sigmoid"], None),
 }
 
 

@@ -16,7 +16,7 @@ from mbv3fast import reference, torch_ops
 from mbv3fast.layers import Padding
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
-ACTIVATIONS = (None, "relu", "hardswish")
+ACTIVATIONS = (None, "relu", "relu6", "hardswish", "silu")
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -27,8 +27,16 @@ def hardsigmoid(x: Tensor) -> Tensor:
     return (x + 3).clamp(0, 6) / 6
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + (-x).exp())
+
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"hardsigmoid": hardsigmoid, "sigmoid": sigmoid}
+
+
 def activated(x: Tensor, activation: str | None) -> Tensor:
-    return {None: x, "relu": x.clamp(min=0), "hardswish": x * hardsigmoid(x)}[activation]
+    smooth = {"hardswish": x * hardsigmoid(x), "silu": x * sigmoid(x)}
+    return {None: x, "relu": x.clamp(min=0), "relu6": x.clamp(0, 6), **smooth}[activation]
 
 
 def windows(x: Tensor, kernel: int, stride: int, padding: Padding, dilation: int) -> dict[tuple[int, int], Tensor]:
@@ -119,17 +127,24 @@ def test_pointwise_conv(
     assert got.is_contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize("activation", ["relu", "hardswish"])
-@pytest.mark.parametrize(("op", "inplace"), [(reference.squeeze_excite_ref, False), (torch_ops.squeeze_excite_, True)])
-def test_squeeze_excite(op: Callable[..., Tensor], activation: Any, inplace: bool) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("op", "inplace", "gate"),
+    [
+        (reference.squeeze_excite_ref, False, {}),
+        (reference.squeeze_excite_ref, False, {"gate": "sigmoid"}),
+        (torch_ops.squeeze_excite_, True, {}),
+    ],
+)
+def test_squeeze_excite(op: Callable[..., Tensor], inplace: bool, gate: dict[str, str], activation: Any) -> None:
     x = 3 * randn(3, 8, 5, 4) + 1
     matrices = (randn(4, 8, seed=1), randn(4, seed=2), randn(8, 4, seed=3), randn(8, seed=4))
     fc1, bias1, fc2, bias2 = matrices
     mean = x.sum((2, 3)) / 20
     hidden = activated(mean @ fc1.T + bias1, activation)
-    expected = x * hardsigmoid(hidden @ fc2.T + bias2)[:, :, None, None]
+    expected = x * GATES[gate.get("gate", "hardsigmoid")](hidden @ fc2.T + bias2)[:, :, None, None]
     given_x = x.clone()
-    got = op(given_x, *matrices, activation=activation)
+    got = op(given_x, *matrices, activation=activation, **gate)
     torch.testing.assert_close(got, expected, **EXACT)
     assert (got.data_ptr() == given_x.data_ptr()) is inplace
     assert torch.equal(given_x, got if inplace else x)
@@ -160,17 +175,36 @@ def test_depthwise_project() -> None:
     torch.testing.assert_close(got, expected, **EXACT)
 
 
-def test_depthwise_excite_project() -> None:
+@pytest.mark.parametrize("gate", GATES)
+def test_depthwise_excite_project(gate: Any) -> None:
     x, weight, bias = randn(2, 8, 9, 7), randn(8, 1, 3, 3, seed=1), randn(8, seed=2)
     matrices = (randn(4, 8, seed=1), randn(4, seed=2), randn(8, 4, seed=3), randn(8, seed=4))
     project, project_bias, residual = randn(6, 8, 1, 1, seed=3), randn(6, seed=4), randn(2, 6, 5, 4, seed=5)
     geometry: Any = {"stride": 2, "padding": (1, 1, 1, 1), "activation": "hardswish"}
     depthwise = reference.depthwise_conv_ref(x, weight, bias, **geometry)
-    excited = reference.squeeze_excite_ref(depthwise, *matrices, activation="hardswish")
+    excited = reference.squeeze_excite_ref(depthwise, *matrices, activation="hardswish", gate=gate)
     expected = torch.einsum("nchw,oc->nohw", excited, project[:, :, 0, 0]) + project_bias[:, None, None] + residual
     tensors = (x, weight, bias, *matrices, project, project_bias, residual)
-    got = reference.depthwise_excite_project_ref(*tensors, **geometry, squeeze_activation="hardswish")
+    got = reference.depthwise_excite_project_ref(*tensors, **geometry, squeeze_activation="hardswish", gate=gate)
     torch.testing.assert_close(got, expected, **EXACT)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_inverted_residual(gate: Any) -> None:
+    x, expand, expand_bias = randn(2, 4, 9, 7), randn(8, 4, 1, 1, seed=5), randn(8, seed=6)
+    weight, bias, project, project_bias = randn(8, 1, 3, 3, seed=1), randn(8, seed=2), randn(6, 8, 1, 1), randn(6)
+    matrices = (randn(4, 8, seed=1), randn(4, seed=2), randn(8, 4, seed=3), randn(8, seed=4))
+    options: Any = {"stride": 2, "padding": (1, 1, 1, 1), "activation": "silu"}
+    between: Any = {"squeeze_activation": "relu6", "gate": gate}
+    expanded = reference.pointwise_conv_ref(x, expand, expand_bias, activation="silu")
+    expected = reference.depthwise_excite_project_ref(
+        expanded, weight, bias, *matrices, project, project_bias, **options, **between
+    )
+    tensors = (x, expand, expand_bias, weight, bias, project, project_bias)
+    got = reference.inverted_residual_ref(*tensors, *matrices, **options, **between)
+    torch.testing.assert_close(got, expected, **EXACT)
+    expected = reference.depthwise_project_ref(expanded, weight, bias, project, project_bias, **options)
+    torch.testing.assert_close(reference.inverted_residual_ref(*tensors, **options, **between), expected, **EXACT)
 
 
 def test_pointwise_mean_linear() -> None:
@@ -197,7 +231,7 @@ def test_linear(activation: Any, has_bias: bool) -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activate(activation: Any, inplace: bool) -> None:
-    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    x = torch.linspace(-5, 8, 101, dtype=torch.float64)
     given_x = x.clone()
     got = reference.activate(given_x, activation, inplace=inplace)
     torch.testing.assert_close(got, activated(x, activation), **EXACT)

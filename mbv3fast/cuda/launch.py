@@ -92,3 +92,8 @@ def _aligned(tensor: Tensor) -> Tensor:
 def serves(dtype: torch.dtype, *channels: int) -> bool:
     """Whether kernels take tensors of this dtype with so many channels."""
     return dtype in DTYPES and all(count % CHANNELS == 0 for count in channels)
+
+
+def activates(activation: str | None, gate: str = "hardsigmoid") -> bool:
+    """Whether kernels compute this activation, and this gate of squeeze-excite."""
+    return gate == "hardsigmoid" and activation in ACTIVATIONS

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mbv3fast.cuda import inverted_residual as kernels
 from mbv3fast.cuda.depthwise_conv import count_tiles
-from mbv3fast.cuda.launch import Tile, serves
+from mbv3fast.cuda.launch import Tile, activates, serves
 from mbv3fast.cuda.tiles import excites
 from mbv3fast.ops.layout import matrix, pixels_first, taps_first
 from mbv3fast.ops.op import empty
@@ -28,13 +28,14 @@ class Conv(NamedTuple):
 
 
 class Excite(NamedTuple):
-    """The layers of squeeze-excite, and what is between them."""
+    """The layers of squeeze-excite, what is between them, and what makes a scale of their result."""
 
     fc1_weight: Tensor
     fc1_bias: Tensor
     fc2_weight: Tensor
     fc2_bias: Tensor
     activation: str | None
+    gate: str
 
 
 def run_block(
@@ -59,6 +60,8 @@ def run_block(
     if not target.cuda or dilation != 1 or not serves(x.dtype, x.shape[1], channels, outputs):
         return None
     if excite is not None and not excites(channels, excite.fc1_weight.shape[0]):
+        return None
+    if excite is not None and not activates(excite.activation, gate=excite.gate):
         return None
     shape = conv_shape((x.shape[2], x.shape[3]), kernel, stride, padding)
     if max(shape.padding[0], shape.padding[2]) >= kernel:
@@ -103,7 +106,7 @@ def run_block(
     )
     if excite is None or pool is None:
         return out
-    scale = run_excite_pool(pool, *excite, pixels=shape.height * shape.width, target=target)
+    scale = run_excite_pool(pool, *excite[:5], pixels=shape.height * shape.width, target=target)  # all but the gate
     return run_pointwise_conv(out, *project, residual, scale, activation=None, target=target)
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from mbv3fast.cuda.depthwise_conv import depthwise_conv as cuda_depthwise_conv
-from mbv3fast.cuda.launch import serves
+from mbv3fast.cuda.launch import activates, serves
 from mbv3fast.layers import Padding
 from mbv3fast.ops.layout import pixels_first, taps_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, ConvShape, Output, Spec, conv_shape
 from mbv3fast.ops.target import Target, resolve
-from mbv3fast.reference import depthwise_conv_ref
-from mbv3fast.tables import Activation
+from mbv3fast.reference import OpActivation, depthwise_conv_ref
 
 if TYPE_CHECKING:
     from mbv3fast.kernels.configs import Config
@@ -29,17 +28,18 @@ def depthwise_conv(
     stride: int = 1,
     padding: Padding | int | str,
     dilation: int = 1,
-    activation: Activation | None = None,
+    activation: OpActivation | None = None,
 ) -> Tensor:
     """activation(depthwise convolution of x with `weight` + bias).
 
     x: [N, C, H, W], float32, float16 or bfloat16; in channels_last memory it is read as it lies, else copied.
     weight: [C, 1, k, k] of x's dtype. bias: [C], of it or float32.
     padding: zeros on every side, or at left, right, top, bottom, or "same", TensorFlow's.
-    activation: "relu", "hardswish" or None.
+    activation: "relu", "relu6", "hardswish", "silu" or None.
 
     Returns [N, C, P, Q] of x's dtype in channels_last memory. Sums are in float32, in a fixed order. CUDA kernels
-    (MBV3FAST_BACKEND=cuda) take float16 and bfloat16, k of 3 or 5, stride 1 or 2, no dilation, C in eights.
+    (MBV3FAST_BACKEND=cuda) take float16 and bfloat16, k of 3 or 5, stride 1 or 2, no dilation, C in eights, and of
+    activations "relu", "hardswish" or none.
     Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or option.
     """
     return DEPTHWISE_CONV(x, weight, bias, stride=stride, padding=padding, dilation=dilation, activation=activation)
@@ -60,7 +60,7 @@ def run_depthwise_conv(
     target = resolve(target, x)
     geometry = Geometry.of(x, weight, stride, padding, dilation)
     out = geometry.empty(x)
-    if geometry.on_cuda(x, target):
+    if geometry.on_cuda(x, activation, target):
         geometry.launch_cuda(x, weight, bias, out, activation, target)
     else:
         geometry.launch(x, weight, bias, out, activation, geometry.config(x, target), target)
@@ -96,11 +96,12 @@ class Geometry(NamedTuple):
             itemsize=x.itemsize,
         )
 
-    def on_cuda(self, x: Tensor, target: Target) -> bool:
+    def on_cuda(self, x: Tensor, activation: str | None, target: Target) -> bool:
         """Whether the CUDA kernel computes it, and is preferred."""
         common = self.kernel in (3, 5) and self.stride in (1, 2) and self.dilation == 1
         left, _, top, _ = self.shape.padding
-        return target.cuda and common and max(left, top) < self.kernel and serves(x.dtype, x.shape[1])
+        common = common and max(left, top) < self.kernel and activates(activation)
+        return target.cuda and common and serves(x.dtype, x.shape[1])
 
     def launch_cuda(
         self, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, activation: str | None, target: Target

@@ -18,8 +18,7 @@ from mbv3fast.ops.pointwise_conv import run_pointwise_conv
 from mbv3fast.ops.spec import Arg, Output, Spec
 from mbv3fast.ops.squeeze_excite import run_excite, run_excite_images
 from mbv3fast.ops.target import Target, resolve
-from mbv3fast.reference import depthwise_excite_project_ref
-from mbv3fast.tables import Activation
+from mbv3fast.reference import Gate, OpActivation, depthwise_excite_project_ref
 
 if TYPE_CHECKING:
     from mbv3fast.kernels.configs import Config
@@ -40,18 +39,19 @@ def depthwise_excite_project(
     stride: int = 1,
     padding: Padding | int | str,
     dilation: int = 1,
-    activation: Activation | None = None,
-    squeeze_activation: Activation = "relu",
+    activation: OpActivation | None = None,
+    squeeze_activation: OpActivation = "relu",
+    gate: Gate = "hardsigmoid",
 ) -> Tensor:
     """(y * scale) projected by a 1x1 convolution + project_bias + residual, where
 
         y = activation(depthwise convolution of x with `weight` + bias)
-        scale = hardsigmoid(fc2(squeeze_activation(fc1(mean of y over P, Q))))
+        scale = gate(fc2(squeeze_activation(fc1(mean of y over P, Q))))
 
     x: [N, C, H, W], float32, float16 or bfloat16; in channels_last memory it is read as it lies, else copied.
     weight: [C, 1, k, k], fc1_weight: [S, C], fc2_weight: [C, S], project_weight: [M, C, 1, 1] of x's dtype.
     bias: [C], fc1_bias: [S], fc2_bias: [C], project_bias: [M], of it or float32. residual: [N, M, P, Q] of x's dtype.
-    padding and activation as in `depthwise_conv`.
+    padding and activation as in `depthwise_conv`, squeeze_activation and gate as in `squeeze_excite`.
 
     Returns [N, M, P, Q] of x's dtype in channels_last memory. y is written and read once, the squeeze taken where it is
     computed; the scaled y is never written. Two launches where `kernels.configs` counts that each program of the
@@ -67,6 +67,7 @@ def depthwise_excite_project(
         dilation=dilation,
         activation=activation,
         squeeze_activation=squeeze_activation,
+        gate=gate,
     )
 
 
@@ -86,7 +87,8 @@ def run_depthwise_excite_project(
     padding: Sequence[int] | str,
     dilation: int,
     activation: str | None,
-    squeeze_activation: str,
+    squeeze_activation: str | None,
+    gate: str = "hardsigmoid",
     target: Target | None = None,
 ) -> Tensor:
     """`depthwise_excite_project`'s kernels, unchecked."""
@@ -95,7 +97,7 @@ def run_depthwise_excite_project(
         x,
         None,
         Conv(weight, bias),
-        Excite(fc1_weight, fc1_bias, fc2_weight, fc2_bias, squeeze_activation),
+        Excite(fc1_weight, fc1_bias, fc2_weight, fc2_bias, squeeze_activation, gate),
         Conv(project_weight, project_bias),
         residual,
         stride=stride,
@@ -123,14 +125,14 @@ def run_depthwise_excite_project(
     if many:
         pool = empty((images, count_tiles(tiled, config), channels), like=x, dtype=torch.float32)
         depthwise(pool=pool)
-        scale = run_excite_images(pool, fc1_weight, *matrices, pixels, squeeze_activation, many, target)
+        scale = run_excite_images(pool, fc1_weight, *matrices, pixels, squeeze_activation, gate, many, target)
     else:
         hidden = empty((images, parts, squeezed), like=x, dtype=torch.float32)
         depthwise(fc1_weight=fc1_weight, hidden=hidden)
         if inside:
             projection = (project_weight, project_bias, residual)
-            return _excite_project(y, hidden, *matrices, *projection, squeeze_activation, inside, target)
-        scale = run_excite(hidden, *matrices, pixels, squeeze_activation, target)
+            return _excite_project(y, hidden, *matrices, *projection, squeeze_activation, gate, inside, target)
+        scale = run_excite(hidden, *matrices, pixels, squeeze_activation, gate, target)
     return run_pointwise_conv(y, project_weight, project_bias, residual, scale, activation=None, target=target)
 
 
@@ -143,7 +145,8 @@ def _excite_project(
     project_weight: Tensor,
     project_bias: Tensor,
     residual: Tensor | None,
-    squeeze_activation: str,
+    squeeze_activation: str | None,
+    gate: str,
     config: Config,
     target: Target,
 ) -> Tensor:
@@ -163,6 +166,7 @@ def _excite_project(
         residual=None if residual is None else pixels_first(residual),
         out=out,
         activation=squeeze_activation,
+        gate=gate,
         config=config,
         tf32=target.tf32,
         pdl=target.pdl,
@@ -186,7 +190,7 @@ DEPTHWISE_EXCITE_PROJECT = Op(
             Arg("residual", "N M P Q", optional=True),
         ),
         outputs=(Output("out", "N M P Q"),),
-        options=("stride", "padding", "dilation", "activation", "squeeze_activation"),
+        options=("stride", "padding", "dilation", "activation", "squeeze_activation", "gate"),
         macs=lambda s: s["N"] * s["C"] * (s["P"] * s["Q"] * (s["k"] ** 2 + s["M"]) + 2 * s["S"]),
     ),
     run_depthwise_excite_project,

@@ -15,8 +15,7 @@ from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.pointwise_conv import run_pointwise_conv
 from mbv3fast.ops.spec import Arg, Output, Spec, conv_shape
 from mbv3fast.ops.target import Target, resolve
-from mbv3fast.reference import depthwise_project_ref
-from mbv3fast.tables import Activation
+from mbv3fast.reference import OpActivation, depthwise_project_ref
 
 
 def depthwise_project(
@@ -30,7 +29,7 @@ def depthwise_project(
     stride: int = 1,
     padding: Padding | int | str,
     dilation: int = 1,
-    activation: Activation | None = None,
+    activation: OpActivation | None = None,
 ) -> Tensor:
     """activation(depthwise convolution of x with `weight` + bias), projected by a 1x1 convolution, + residual.
 

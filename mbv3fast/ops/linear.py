@@ -9,14 +9,14 @@ from mbv3fast.ops.layout import matrix, pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec
 from mbv3fast.ops.target import Target, resolve
-from mbv3fast.reference import linear_ref, pointwise_mean_linear_ref
-from mbv3fast.tables import Activation
+from mbv3fast.reference import OpActivation, linear_ref, pointwise_mean_linear_ref
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, *, activation: Activation | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor, *, activation: OpActivation | None = None) -> Tensor:
     """activation(x @ weight.T + bias).
 
     x: [N, C], float32, float16 or bfloat16. weight: [M, C] of x's dtype. bias: [M], of it or float32.
+    activation as in `depthwise_conv`.
 
     Returns [N, M] of x's dtype. Sums are in float32, in a fixed order; float32 factors are exact unless PyTorch's own
     switch allows TF32. Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or activation.
@@ -31,8 +31,8 @@ def pointwise_mean_linear(
     linear_weight: Tensor,
     linear_bias: Tensor,
     *,
-    activation: Activation | None = "hardswish",
-    linear_activation: Activation | None = "hardswish",
+    activation: OpActivation | None = "hardswish",
+    linear_activation: OpActivation | None = "hardswish",
 ) -> Tensor:
     """The mean over H, W of activation(x convolved with `weight` + bias), and a linear layer upon it.
 
@@ -40,6 +40,7 @@ def pointwise_mean_linear(
 
     x: [N, C, H, W], float32, float16 or bfloat16; in channels_last memory it is read as it lies, else copied.
     weight: [M, C, 1, 1], linear_weight: [L, M] of x's dtype; bias: [M], linear_bias: [L], of it or float32.
+    activation and linear_activation as in `depthwise_conv`.
 
     Returns [N, L] of x's dtype. What the convolution makes is summed where it is made and never written; the mean is in
     float32, in a fixed order. Raises as `linear`. Howard et al. 2019, section 5.1, the efficient last stage.

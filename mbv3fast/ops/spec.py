@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mbv3fast.layers import Padding, same_padding
+from mbv3fast.reference import ACTIVATIONS, GATES
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Sizes = Mapping[str, int]
@@ -49,7 +50,9 @@ _OPTION_TYPES = {
     "activation": "str?",
     "squeeze_activation": "str?",
     "linear_activation": "str?",
+    "gate": "str",
 }
+_DEFAULTS = {"gate": "hardsigmoid"}  # which plans don't name: our networks have no other
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,14 @@ class Spec:
     def schema(self) -> str:
         """In the notation of torch.library."""
         tensors = ", ".join(arg.schema for arg in self.args)
-        options = ", ".join(f"{_OPTION_TYPES[name]} {name}" for name in self.options)
+        defaults = {name: f'="{_DEFAULTS[name]}"' for name in self.options if name in _DEFAULTS}
+        options = ", ".join(f"{_OPTION_TYPES[name]} {name}{defaults.get(name, '')}" for name in self.options)
         results = ", ".join("Tensor" for _ in self.outputs)
         return f"{self.name}({tensors}{', *, ' + options if options else ''}) -> ({results})"
 
     def check(self, tensors: Sequence[Tensor | None], options: Mapping[str, Any]) -> Sizes:
         """The size of every symbol. Raises TypeError or ValueError that name argument, what was got, what is needed."""
+        options = {**_DEFAULTS, **options}
         for name in self.options:
             _check_option(f"{self.name}: {name}", name, options[name])
         given = self._given(tensors)
@@ -195,8 +200,10 @@ def _check_dtype(where: str, arg: Arg, tensor: Tensor, leader: Tensor) -> None:
 def _check_option(where: str, name: str, value: Any) -> None:
     if name in ("stride", "dilation") and not _is_number(value, 1):
         raise ValueError(f"{where}: got {value!r}, needs a whole number from 1")
-    if name.endswith("activation") and value not in (None, "relu", "hardswish"):
-        raise ValueError(f"{where}: got {value!r}, needs 'relu', 'hardswish' or None")
+    if name.endswith("activation") and value not in (None, *ACTIVATIONS):
+        raise ValueError(f"{where}: got {value!r}, needs {', '.join(map(repr, ACTIVATIONS))} or None")
+    if name == "gate" and value not in (*GATES,):
+        raise ValueError(f"{where}: got {value!r}, needs {' or '.join(map(repr, GATES))}")
     if name == "padding" and not (isinstance(value, str) and value == "same"):
         fits = isinstance(value, (tuple, list)) and len(value) == 4
         if not fits or not all(_is_number(p, 0) for p in value):

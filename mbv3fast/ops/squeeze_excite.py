@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mbv3fast.cuda.launch import serves
+from mbv3fast.cuda.launch import activates, serves
 from mbv3fast.cuda.squeeze_excite import excite as cuda_excite
 from mbv3fast.cuda.squeeze_excite import squeeze_excite as cuda_squeeze_excite
 from mbv3fast.cuda.tiles import excites, excites_in_two
@@ -15,8 +15,7 @@ from mbv3fast.ops.layout import pixels_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec
 from mbv3fast.ops.target import Target, resolve
-from mbv3fast.reference import squeeze_excite_ref
-from mbv3fast.tables import Activation
+from mbv3fast.reference import Gate, OpActivation, squeeze_excite_ref
 
 if TYPE_CHECKING:
     from mbv3fast.kernels.configs import Config
@@ -29,19 +28,23 @@ def squeeze_excite(
     fc2_weight: Tensor,
     fc2_bias: Tensor,
     *,
-    activation: Activation = "relu",
+    activation: OpActivation = "relu",
+    gate: Gate = "hardsigmoid",
 ) -> Tensor:
-    """x * hardsigmoid(fc2(activation(fc1(mean of x over H, W)))).
+    """x * gate(fc2(activation(fc1(mean of x over H, W)))).
 
     x: [N, C, H, W], float32, float16 or bfloat16; in channels_last memory it is read as it lies, else copied.
     fc1_weight: [S, C], fc2_weight: [C, S] of x's dtype; fc1_bias: [S], fc2_bias: [C], of it or float32.
+    activation: "relu", "relu6", "hardswish", "silu" or None. gate: "hardsigmoid" or "sigmoid".
 
     Returns [N, C, H, W] of x's dtype in channels_last memory: three launches, the matrices cut into slices so that
-    many multiprocessors read them. Means, sums and scale are in float32, in a fixed order.
-    Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or activation. Hu et al. 2018, section 3,
-    with the hardsigmoid of Howard et al. 2019, section 5.2.
+    many multiprocessors read them. Means, sums and scale are in float32, in a fixed order. CUDA kernels
+    (MBV3FAST_BACKEND=cuda) take float16 and bfloat16, C in eights up to 2048, S up to 512, of activations "relu",
+    "hardswish" or none, and "hardsigmoid" alone.
+    Raises TypeError for a wrong dtype, ValueError for a wrong shape, device, activation or gate. Hu et al. 2018,
+    section 3, whose gate is "sigmoid"; "hardsigmoid" is that of Howard et al. 2019, section 5.2.
     """
-    return SQUEEZE_EXCITE(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation=activation)
+    return SQUEEZE_EXCITE(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation=activation, gate=gate)
 
 
 def run_excite(
@@ -51,6 +54,7 @@ def run_excite(
     fc2_bias: Tensor,
     pixels: int,
     activation: str | None,
+    gate: str,
     target: Target,
 ) -> Tensor:
     """The scale [N, C] from the parts of fc1's sums, [N, parts, S]."""
@@ -67,6 +71,7 @@ def run_excite(
         scale=scale,
         pixels=pixels,
         activation=activation,
+        gate=gate,
         config=target.config("excite", images=images, parts=parts, channels=channels),
         pdl=target.pdl,
     )
@@ -112,6 +117,7 @@ def run_excite_images(
     fc2_bias: Tensor,
     pixels: int,
     activation: str | None,
+    gate: str,
     config: Config,
     target: Target,
 ) -> Tensor:
@@ -128,6 +134,7 @@ def run_excite_images(
         scale=scale,
         pixels=pixels,
         activation=activation,
+        gate=gate,
         config=config,
         tf32=target.tf32,
         pdl=target.pdl,
@@ -143,12 +150,14 @@ def _run(
     fc2_bias: Tensor,
     *,
     activation: str | None,
+    gate: str = "hardsigmoid",
     target: Target | None = None,
 ) -> Tensor:
     target = resolve(target, x)
     images, channels, height, width = x.shape
     pixels, squeezed = height * width, fc1_weight.shape[0]
-    if target.cuda and serves(x.dtype, channels) and excites(channels, squeezed):
+    covered = serves(x.dtype, channels) and excites(channels, squeezed) and activates(activation, gate=gate)
+    if target.cuda and covered:
         out = empty((images, channels, height, width), like=x)
         cuda_squeeze_excite(
             pixels_first(x),
@@ -170,7 +179,7 @@ def _run(
     source = pixels_first(x)
     hidden = empty((images, kernels.count_parts(pixels, channels, config), squeezed), like=x, dtype=torch.float32)
     kernels.squeeze(source, fc1_weight, pixels=pixels, hidden=hidden, config=config, pdl=target.pdl)
-    scale = run_excite(hidden, fc1_bias, fc2_weight, fc2_bias, pixels, activation, target)
+    scale = run_excite(hidden, fc1_bias, fc2_weight, fc2_bias, pixels, activation, gate, target)
     out = empty((images, channels, height, width), like=x)
     config = target.config("apply_scale", rows=images * pixels, channels=channels, itemsize=x.itemsize)
     kernels.apply_scale(source, scale, rows=images * pixels, pixels=pixels, out=out, config=config, pdl=target.pdl)
@@ -188,7 +197,7 @@ SQUEEZE_EXCITE = Op(
             Arg("fc2_bias", "C", kind="either"),
         ),
         outputs=(Output("out", "N C H W"),),
-        options=("activation",),
+        options=("activation", "gate"),
         macs=lambda s: 2 * s["N"] * s["C"] * s["S"],
     ),
     _run,

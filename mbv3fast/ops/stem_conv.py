@@ -11,8 +11,7 @@ from mbv3fast.ops.layout import taps_first
 from mbv3fast.ops.op import Op, empty
 from mbv3fast.ops.spec import Arg, Output, Spec, conv_shape
 from mbv3fast.ops.target import Target, resolve
-from mbv3fast.reference import stem_conv_ref
-from mbv3fast.tables import Activation
+from mbv3fast.reference import OpActivation, stem_conv_ref
 
 
 def stem_conv(
@@ -24,7 +23,7 @@ def stem_conv(
     *,
     stride: int = 2,
     padding: Padding | int | str = (1, 1, 1, 1),
-    activation: Activation | None = "hardswish",
+    activation: OpActivation | None = "hardswish",
 ) -> Tensor:
     """activation(convolution of (x * factor - shift) with `weight` + bias), zeros padded after the normalisation.
 
@@ -32,7 +31,7 @@ def stem_conv(
         factor = 1 / (255 std) and shift = mean / std, [C] float32; for normalised floats leave both out.
     weight: [M, C, k, k], float32, float16 or bfloat16: the dtype of the output. bias: [M], of it or float32.
     padding: zeros on every side, or at left, right, top, bottom, or "same", TensorFlow's.
-    activation: "relu", "hardswish" or None.
+    activation: "relu", "relu6", "hardswish", "silu" or None.
 
     Returns [N, M, P, Q] in channels_last memory. Sums are in float32, in a fixed order.
     Raises TypeError for a wrong dtype, ValueError for a wrong shape, device or option, or `factor` without `shift`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from ctypes import CDLL
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,10 @@ from tests.cuda.test_refused import call as call_c
 from tests.cuda.test_squeeze_excite import Case
 from tests.numerics import assert_agrees
 from tests.op_cases import CASES, call, make, refer
+from tests.test_activations import check, wide, with_others
 
 CPU = torch.device("cpu")
+DTYPES = (torch.float16, torch.bfloat16)
 COVERED = {
     "pointwise": ["pointwise_conv"],
     "pointwise on a pixel": ["pointwise_conv"],
@@ -26,6 +30,7 @@ COVERED = {
     "inverted residual with excite": ["inverted_residual", "excite", "pointwise_conv"],
     "excite": ["squeeze_excite"],
 }
+OTHERS = with_others(name for name in COVERED if name != "inverted residual")  # which takes options for no excite
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +39,7 @@ def _asked_for(emulation: CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, "cuda")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_ops(name: str, dtype: torch.dtype) -> None:
     tensors, seen = make(name, dtype), []
@@ -43,6 +48,17 @@ def test_ops(name: str, dtype: torch.dtype) -> None:
     assert [launch.kernel.__name__ for launch in seen] == COVERED.get(name, []), "PyTorch computes all others"
     for got, plain, truth in zip(outputs, refer(name, tensors), refer(name, tensors, torch.float64), strict=True):
         assert_agrees(got, plain, truth)
+
+
+@pytest.mark.parametrize(("name", "options", "dtype"), [(*c, d) for c, d in zip(OTHERS, itertools.cycle(DTYPES))])
+def test_activations_that_are_not_cudas(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """Others compute what they stand in, right all the same."""
+    seen: list[Any] = []
+    with torch.inference_mode(), watch_launches(seen.append):
+        check(name, wide(name, dtype), options)
+    assert {launch.constants["ACTIVATION"] for launch in seen} <= {None, "relu", "hardswish"}
+    assert "excite" not in {launch.kernel.__name__ for launch in seen}
+    assert not seen or name == "inverted residual with excite", "which begins with a convolution that may be CUDA's"
 
 
 @pytest.mark.parametrize("name", COVERED)
@@ -137,5 +153,6 @@ def test_what_cannot_be_served_is_said_once(caplog: pytest.LogCaptureFixture) ->
 def test_float32_and_other_devices_are_not_cudas() -> None:
     assert op_backend(CPU, torch.half) == "cuda"
     assert op_backend(CPU, torch.float32) == "torch"
-    assert op_server("pointwise_conv", CPU, torch.half) == "our kernels in CUDA, emulated, where they cover its sizes"
+    covered = "our kernels in CUDA, emulated, where they cover its sizes and activations"
+    assert op_server("pointwise_conv", CPU, torch.half) == covered
     assert op_server("stem_conv", CPU, torch.half).startswith("its reference: a CPU runs them in Triton's interpreter")

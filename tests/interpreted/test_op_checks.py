@@ -12,6 +12,7 @@ import torch
 from mbv3fast.launching import watch_launches
 from mbv3fast.ops import OPS
 from mbv3fast.ops.target import Target
+from mbv3fast.reference import GATES
 from tests.op_cases import CASES, FIRST, Tensors, call, listed, make, refer, schema_call
 from tests.test_op_tools import (
     assert_same,
@@ -121,9 +122,11 @@ def test_a_grid_that_no_gpu_takes_is_refused() -> None:
     assert stub.grids == [(most,)]
 
 
+@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("name", ["excite and project", "excite and project, dilated"])
-def test_an_excite_in_its_neighbour_or_alone_for_few_or_many(name: str) -> None:
+def test_an_excite_in_its_neighbour_or_alone_for_few_or_many(name: str, gate: str) -> None:
     _, args, kwargs = schema_call(name, make(name))
+    kwargs["gate"] = gate
     if CASES[name].options["padding"] == "same":
         kwargs["padding"] = (2, 2, 2, 2)
     run = OPS[CASES[name].op].run

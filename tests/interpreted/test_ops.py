@@ -11,6 +11,12 @@ import torch
 from mbv3fast import ops
 from mbv3fast.launching import watch_launches
 from tests.op_cases import CASES, FULL, Seen, call, make
+from tests.test_activations import (
+    test_agrees_with_the_reference_by_every_activation,
+    test_extreme_values_are_activated_as_by_pytorch,
+    test_extreme_values_pass_a_gate_as_by_pytorch,
+)
+from tests.test_efficientnet_block import test_a_folded_block_agrees_with_its_modules
 from tests.test_ops import (
     test_agrees_with_the_reference,
     test_an_empty_batch_gives_empty_outputs,
@@ -26,10 +32,14 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton.runtime.interpreter")
 
 __all__ = [
+    "test_a_folded_block_agrees_with_its_modules",
     "test_agrees_with_the_reference",
+    "test_agrees_with_the_reference_by_every_activation",
     "test_an_empty_batch_gives_empty_outputs",
     "test_any_call_that_the_spec_allows",
     "test_depthwise_conv_of_any_geometry",
+    "test_extreme_values_are_activated_as_by_pytorch",
+    "test_extreme_values_pass_a_gate_as_by_pytorch",
     "test_nan_stays_in_its_image",
     "test_stem_conv_of_any_geometry",
     "test_strides_are_those_of_channels_last",

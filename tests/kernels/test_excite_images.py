@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbv3fast.reference import linear_ref
+from mbv3fast.reference import GATES, linear_ref
 from tests.kernels.harness import BLOCKS, DTYPES, Guards, in_turn, run
 from tests.numerics import assert_agrees
 
@@ -18,7 +18,15 @@ kernel = pytest.importorskip("mbv3fast.kernels.excite_images")
 SHAPES = sorted({(block.expanded, block.squeeze) for block in BLOCKS if block.squeeze})
 
 
-def check(shape: tuple[int, int], images: int, parts: int, activation: str | None, dtype: Any, config: Any) -> None:
+def check(
+    shape: tuple[int, int],
+    images: int,
+    parts: int,
+    activation: str | None,
+    dtype: Any,
+    config: Any,
+    gate: str = "hardsigmoid",
+) -> None:
     (channels, squeezed), pixels, guards = shape, 49, Guards()
     pool = guards.randn(images, parts, channels, dtype=torch.float32, scale=pixels / parts**0.5)
     fc1_weight = guards.randn(squeezed, channels, dtype=dtype, scale=channels**-0.5)
@@ -28,14 +36,14 @@ def check(shape: tuple[int, int], images: int, parts: int, activation: str | Non
 
     def launch() -> None:
         tensors = (pool, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-        kernel.excite_images(*tensors, scale=scale, pixels=pixels, activation=activation, config=config)
+        kernel.excite_images(*tensors, scale=scale, pixels=pixels, activation=activation, gate=gate, config=config)
 
     run(launch, guards, scale)
 
     def reference(kind: torch.dtype) -> Tensor:
         mean = (pool.double().sum(1) / pixels).to(kind)
         hidden = linear_ref(mean, fc1_weight.to(kind), fc1_bias, activation=activation)  # type: ignore[arg-type]
-        return torch.nn.functional.hardsigmoid(linear_ref(hidden, fc2_weight.to(kind), fc2_bias))
+        return GATES[gate](linear_ref(hidden, fc2_weight.to(kind), fc2_bias))  # type: ignore[index]
 
     assert_agrees(scale, reference(dtype).float(), reference(torch.float64))
 
@@ -47,7 +55,11 @@ def test_excite_images(shape: tuple[int, int], dtype: torch.dtype, batch: int) -
     check(shape, 19, 1, "relu", dtype, config)
 
 
-@pytest.mark.parametrize(("images", "parts", "dtype"), in_turn([1, 17, 40], (1, 5), DTYPES))
-def test_images_and_parts(images: int, parts: int, dtype: torch.dtype) -> None:
+INPUTS = [(1, "hardswish", "hardsigmoid"), (17, "silu", "sigmoid"), (40, "hardswish", "hardsigmoid")]
+
+
+@pytest.mark.parametrize(("given", "parts", "dtype"), in_turn(INPUTS, (1, 5), DTYPES))
+def test_images_and_parts(given: tuple[int, str, str], parts: int, dtype: torch.dtype) -> None:
+    images, activation, gate = given
     config = {"BLOCK_M": 16, "BLOCK_C": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
-    check((40, 10), images, parts, "hardswish", dtype, config)
+    check((40, 10), images, parts, activation, dtype, config, gate)

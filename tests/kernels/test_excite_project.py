@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbv3fast.reference import activate, linear_ref, pointwise_conv_ref
+from mbv3fast.reference import GATES, activate, linear_ref, pointwise_conv_ref
 from tests.kernels.harness import BATCHES, BLOCKS, DTYPES, Guards, in_turn, run
 from tests.numerics import assert_agrees
 
@@ -20,7 +20,13 @@ SHAPES = sorted({(b.expanded, b.out_channels, b.squeeze, b.has_residual) for b i
 
 
 def check(
-    shape: Shape, size: tuple[int, int, int], parts: int, activation: str | None, dtype: torch.dtype, config: Any
+    shape: Shape,
+    size: tuple[int, int, int],
+    parts: int,
+    activation: str | None,
+    dtype: torch.dtype,
+    config: Any,
+    gate: str = "hardsigmoid",
 ) -> None:
     (inputs, outputs, squeezed, has_residual), (images, height, width), guards = shape, size, Guards()
     pixels = height * width
@@ -45,6 +51,7 @@ def check(
             residual=residual,
             out=out,
             activation=activation,
+            gate=gate,
             config=config,
         )
 
@@ -52,7 +59,7 @@ def check(
 
     def reference(kind: torch.dtype) -> Tensor:
         squeeze = activate((hidden.to(kind).sum(1) / pixels + fc1_bias.to(kind)), activation)  # type: ignore[arg-type]
-        scale = torch.nn.functional.hardsigmoid(linear_ref(squeeze, fc2_weight.to(kind), fc2_bias.to(kind)))
+        scale = GATES[gate](linear_ref(squeeze, fc2_weight.to(kind), fc2_bias.to(kind)))  # type: ignore[index]
         added = None if residual is None else residual.to(kind).permute(0, 3, 1, 2)
         tensors = (x.to(kind).permute(0, 3, 1, 2), weight.to(kind)[:, :, None, None], bias.to(kind), added, scale)
         return pointwise_conv_ref(*tensors).permute(0, 2, 3, 1)
@@ -68,10 +75,15 @@ def test_excite_project(shape: Shape, dtype: torch.dtype, batch: int) -> None:
     check(shape, (2, 3, 5), 6, "relu", dtype, config)
 
 
-SIZES = [(1, 7, 7), (3, 1, 1), (3, 5, 7)]
+GIVEN = [
+    ((1, 7, 7), "hardswish", "hardsigmoid"),
+    ((3, 1, 1), None, "hardsigmoid"),
+    ((3, 5, 7), "silu", "sigmoid"),
+]  # a size, the activation between, the gate
 
 
-@pytest.mark.parametrize(("size", "activation", "dtype"), in_turn(SIZES, ("hardswish", None), DTYPES))
-def test_tiles_end_with_their_image(size: tuple[int, int, int], activation: str | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("given", "dtype"), in_turn(GIVEN, DTYPES))
+def test_tiles_end_with_their_image(given: tuple[tuple[int, int, int], str | None, str], dtype: torch.dtype) -> None:
+    size, activation, gate = given
     config = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "BLOCK_PARTS": 2, "num_warps": 4, "num_stages": 2}
-    check((40, 72, 10, True), size, 5, activation, dtype, config)
+    check((40, 72, 10, True), size, 5, activation, dtype, config, gate)

@@ -16,18 +16,19 @@ kernels = pytest.importorskip("mbv3fast.kernels.squeeze_excite")
 
 PEERS = [block for variant in ("large", "small") for block in network(variant, se_divisor=8).blocks]  # type: ignore[arg-type]
 SHAPES = sorted({(block.expanded, block.squeeze) for block in [*BLOCKS, *PEERS] if block.squeeze})
-INPUTS = [  # the batch that configurations are for, a size, the activation between
-    (128, (2, 5, 7), "relu"),
-    (1, (1, 9, 8), "hardswish"),
-    (1, (3, 1, 1), "relu"),
+INPUTS = [  # the batch that configurations are for, a size, the activation between, the gate
+    (128, (2, 5, 7), "relu", "hardsigmoid"),
+    (1, (1, 9, 8), "hardswish", "hardsigmoid"),
+    (1, (3, 1, 1), "relu", "hardsigmoid"),
+    (1, (2, 3, 3), "silu", "sigmoid"),
 ]
 
 
 @pytest.mark.parametrize(("shape", "dtype", "given"), in_turn(SHAPES, DTYPES, INPUTS))
 def test_squeeze_excite(
-    shape: tuple[int, int], dtype: torch.dtype, given: tuple[int, tuple[int, int, int], str]
+    shape: tuple[int, int], dtype: torch.dtype, given: tuple[int, tuple[int, int, int], str, str]
 ) -> None:
-    (channels, squeezed), (batch, (images, height, width), activation), guards = shape, given, Guards()
+    (channels, squeezed), (batch, (images, height, width), activation, gate), guards = shape, given, Guards()
     pixels = height * width
     x = guards.randn(images, height, width, channels, dtype=dtype)
     x.add_(1)
@@ -50,6 +51,7 @@ def test_squeeze_excite(
             scale=scale,
             pixels=pixels,
             activation=activation,
+            gate=gate,
             config=configs.excite(images=batch, parts=parts, channels=channels),
         )
         scaling = configs.apply_scale(rows=batch * pixels, channels=channels, itemsize=dtype.itemsize)
@@ -59,7 +61,8 @@ def test_squeeze_excite(
 
     def reference(kind: torch.dtype) -> Tensor:
         matrices = [tensor.to(kind) for tensor in (fc1, bias1, fc2, bias2)]
-        result = squeeze_excite_ref(x.to(kind).permute(0, 3, 1, 2), *matrices, activation=activation)  # type: ignore[arg-type]
+        options = {"activation": activation, "gate": gate}
+        result = squeeze_excite_ref(x.to(kind).permute(0, 3, 1, 2), *matrices, **options)  # type: ignore[arg-type]
         return result.permute(0, 2, 3, 1)
 
     assert_agrees(out, reference(dtype), reference(torch.float64))

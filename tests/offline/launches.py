@@ -54,11 +54,11 @@ def op_launches(op: str, shapes: dict[str, tuple[int, ...]], **options: Any) -> 
     return _named(f"op {title}", ((op, launch) for launch in _dry_run(op, tensors, options)))
 
 
-def squeeze_excite_launches(images: int) -> Launches:
+def squeeze_excite_launches(images: int, channels: int = 960, squeezed: int = 240, **options: str) -> Launches:
     """Of the op alone, which no plan has."""
-    shapes = {"x": (images, 960, 7, 7), "fc1_weight": (240, 960), "fc1_bias": (240,)}
-    shapes |= {"fc2_weight": (960, 240), "fc2_bias": (960,)}
-    return op_launches("squeeze_excite", shapes, activation="relu")
+    shapes = {"x": (images, channels, 7, 7), "fc1_weight": (squeezed, channels), "fc1_bias": (squeezed,)}
+    shapes |= {"fc2_weight": (channels, squeezed), "fc2_bias": (channels,)}
+    return op_launches("squeeze_excite", shapes, **{"activation": "relu", **options})
 
 
 def distinct(launches: Iterable[Launches]) -> Launches:

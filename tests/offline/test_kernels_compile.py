@@ -20,13 +20,28 @@ from tests.offline.launches import (
 
 FEW, MANY = 1, 128  # images, which configurations differ for
 CHIPS = (80, 90)
-DETAILS = {"C", "N", "K", "S", "ACTIVATION"}  # constants that change little of how a program is built
+DETAILS = {"C", "N", "K", "S", "ACTIVATION", "GATE"}  # constants that change little of how a program is built
 HALF, OTHERS = torch.float16, (torch.float32, torch.bfloat16)
 SAMPLED = ("features.0 ", "features.2.", "features.5.", "classifier.")  # steps of the Large at many images
 
 
 def conv_shapes(images: int, inputs: int, size: int, weight: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {"x": (images, inputs, size, size), "weight": weight, "bias": weight[:1]}
+
+
+def block_shapes(
+    images: int, inputs: int, size: int, widths: tuple[int, int, int], squeezed: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Of a block with a residual; widths: expanded channels, the kernel, outputs."""
+    expanded, kernel, outputs = widths
+    shapes: dict[str, tuple[int, ...]] = {"x": (images, inputs, size, size), "residual": (images, outputs, size, size)}
+    shapes |= {"expand_weight": (expanded, inputs, 1, 1), "expand_bias": (expanded,)}
+    shapes |= {"weight": (expanded, 1, kernel, kernel), "bias": (expanded,)}
+    shapes |= {"project_weight": (outputs, expanded, 1, 1), "project_bias": (outputs,)}
+    if squeezed:
+        shapes |= {"fc1_weight": (squeezed, expanded), "fc1_bias": (squeezed,)}
+        shapes |= {"fc2_weight": (expanded, squeezed), "fc2_bias": (expanded,)}
+    return shapes
 
 
 def of_ops(images: int) -> Iterator[Launches]:
@@ -41,6 +56,16 @@ def of_ops(images: int) -> Iterator[Launches]:
     yield op_launches("pointwise_conv", shapes, activation=None)
 
 
+def of_other_networks(images: int) -> Iterator[Launches]:
+    """Of blocks of EfficientNet-B0 and MobileNetV2, with activations and a gate that our plans don't have."""
+    options = {"stride": 1, "padding": "same", "dilation": 1}
+    silu = {"activation": "silu", "squeeze_activation": "silu", "gate": "sigmoid"}
+    yield op_launches("inverted_residual", block_shapes(images, 80, 14, (480, 3, 80), squeezed=20), **options, **silu)
+    relu6 = {"activation": "relu6", "squeeze_activation": None}
+    yield op_launches("inverted_residual", block_shapes(images, 24, 56, (144, 3, 24)), **options, **relu6)
+    yield squeeze_excite_launches(images, 1152, 48, activation="silu", gate="sigmoid")
+
+
 def of_plans(dtype: torch.dtype) -> Iterator[Launches]:
     for variant in VARIANTS:
         for images in (MANY, FEW):
@@ -49,7 +74,8 @@ def of_plans(dtype: torch.dtype) -> Iterator[Launches]:
 
 def cases() -> Launches:
     others = [launches for dtype in OTHERS for launches in of_plans(dtype)]
-    return distinct([*of_plans(HALF), *of_ops(FEW), *of_ops(MANY), *others])
+    ops = [launches for images in (FEW, MANY) for launches in (*of_ops(images), *of_other_networks(images))]
+    return distinct([*of_plans(HALF), *ops, *others])
 
 
 def is_sampled(name: str) -> bool:
@@ -72,12 +98,12 @@ def on_chips() -> Iterator[pytest.ParameterSet]:
     """Every case on every chip.
 
     Slow are most of those in other dtypes than float16, and on the older chip all but the first of those that differ
-    only in details.
+    only in details, and those of other networks.
     """
-    seen = set()
+    seen, others = set(), {name for images in (FEW, MANY) for named in of_other_networks(images) for name in named}
     for name, launch in CASES.items():
         for capability in CHIPS:
-            is_slow = not is_sampled(name) or (capability == 80 and outline(launch) in seen)
+            is_slow = not is_sampled(name) or (capability == 80 and (outline(launch) in seen or name in others))
             marks = [pytest.mark.slow] if is_slow else []
             yield pytest.param(name, capability, marks=marks, id=f"{name} sm_{capability}")
         seen.add(outline(launch))
