@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mbv3fast.atomic import replacing
 from mbv3fast.deploy.aot_package import write_package
-from mbv3fast.deploy.check import check
+from mbv3fast.deploy.check import compare
 from mbv3fast.deploy.job import Exported, ExportError, Job
 from mbv3fast.deploy.onnx_model import OPSET, write_onnx
 from mbv3fast.serving import Served
@@ -54,7 +54,7 @@ def export(
         file = temporary.with_suffix(target.suffix)  # which its readers go by
         try:
             written = writers[target.suffix](job, file)
-            found = check(job, file, written) if verify else None
+            found = compare(job, file, written) if verify else None
             os.replace(file, temporary)
         finally:
             file.unlink(missing_ok=True)

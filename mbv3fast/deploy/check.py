@@ -17,7 +17,7 @@ from mbv3fast.deploy.job import Difference, ExportError, Job, Written, leaves
 _SECONDS = 600
 
 
-def check(job: Job, file: Path, written: Written) -> Difference:
+def compare(job: Job, file: Path, written: Written) -> Difference:
     """The largest error over a few batches. Raises ExportError where the file doesn't run, or errs by too much."""
     counts = sorted({1, 3, job.batch} if job.batch * job.size[0] * job.size[1] < 2**24 else {1, 3})
     inputs = [job.images(count) for count in counts] + [job.images(2, size) for size in written.sizes]

@@ -1,0 +1,195 @@
+"""Exported files: run by a fresh process that never imports the package, and compared with the model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import mbv3fast
+from mbv3fast import BackendError, ExportError
+from mbv3fast.cli import main
+from mbv3fast.deploy import aot_package, export, reload
+from mbv3fast.deploy.check import compare, run_afresh
+from mbv3fast.deploy.job import Job, leaves
+from mbv3fast.description import Description
+from tests.networks import calibrated_features, digit_tiles, photographs, trained_small
+from tests.numerics import Error, allowance, by_module, exact
+
+ROOT = Path(__file__).parents[1]
+
+
+def assert_right(file: Path, model: Any, *inputs: torch.Tensor) -> None:
+    """A fresh process puts out what the modules do, but for ten times their own error, as others' compilers round."""
+    for x, outputs in zip(inputs, run_afresh(file, list(inputs)), strict=True):
+        for got, plain, truth in zip(outputs, by_module(model, x), exact(model, x), strict=True):
+            assert got.dtype == plain.dtype
+            assert Error.of(got, truth).within(allowance(plain, truth, factor=10))
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained Small as a .pt2 for this CPU; compiling takes long."""
+    file = tmp_path_factory.mktemp("package") / "small.pt2"
+    made = export(trained_small(), file, size=(64, 64))
+    assert made.contents.startswith("PyTorch's operators on folded weights, compiled for this CPU")
+    assert made.input == "float32 [N, 3, 64, 64], N from 1 to 524,287"
+    assert made.bytes == file.stat().st_size
+    assert made.difference is not None
+    assert 0 < made.difference.error <= made.difference.allowed
+    assert list(file.parent.iterdir()) == [file], "nothing else is left"
+    return file
+
+
+def test_a_package_runs_by_itself(package: Path) -> None:
+    assert_right(package, trained_small(), *(digit_tiles()[:count] for count in (1, 2, 7)))
+
+
+def test_a_package_says_what_it_is(package: Path) -> None:
+    metadata = torch._inductor.aoti_load_package(str(package)).get_metadata()
+    described = Description.from_json(metadata["mbv3fast"])
+    assert described == trained_small().description()
+    assert described.labels == tuple("0123456789")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_package_runs_in_cpp(package: Path, tmp_path: Path) -> None:
+    torch.save(digit_tiles()[:3], tmp_path / "images.pt")
+    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
+    subprocess.run(["cmake", "-S", ROOT / "examples" / "cpp", "-B", tmp_path / "build", prefix], check=True)
+    subprocess.run(["cmake", "--build", tmp_path / "build"], check=True)
+    files = [package, tmp_path / "images.pt", tmp_path / "output.pt"]
+    ran = subprocess.run([tmp_path / "build" / "run_package", *files], check=True, capture_output=True, text=True)
+    assert ran.stdout.startswith("[3, 10] in ")
+    with torch.inference_mode():
+        expected = trained_small()(digit_tiles()[:3])
+    torch.testing.assert_close(torch.load(tmp_path / "output.pt"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_onnx_model_runs_by_itself(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "small.onnx"
+    made = export(trained_small(), file, size=(64, 64))
+    assert made.contents == "ONNX's operators, opset 22, any height and width"
+    assert made.difference is not None
+    assert_right(file, trained_small(), digit_tiles()[:1], digit_tiles()[:5], photographs(2, 97)[:, :, :, :45])
+    model = onnx.load(file)
+    onnx.checker.check_model(model)
+    assert [entry.version for entry in model.opset_import] == [22]
+    described = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(described["mbv3fast"])["labels"] == list("0123456789")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_bytes_and_feature_maps(tmp_path: Path, suffix: str) -> None:
+    for model, name in ((trained_small(), "bytes"), (calibrated_features(), "maps")):
+        file = tmp_path / f"{name}{suffix}"
+        made = export(model, file, size=(64, 96), uint8=name == "bytes")
+        assert made.input.startswith({"bytes": "uint8 [N, 64, 96, 3]", "maps": "float32 [N, 3, 64, 96]"}[name])
+        assert made.difference is not None
+
+
+@pytest.mark.slow
+def test_segmentation_as_onnx(tmp_path: Path) -> None:
+    made = export(mbv3fast.lraspp_large(num_classes=3).eval(), tmp_path / "model.onnx", size=(64, 96))
+    assert made.difference is not None
+
+
+def test_a_file_that_computes_something_else_is_refused(package: Path, tmp_path: Path) -> None:
+    """By a model that has been changed since the file was written, and by half a file."""
+    written = aot_package._described(Job(trained_small(), (64, 64), 1, False, "torch", 22), "torch", 9)
+    model = copy.deepcopy(trained_small())
+    with torch.no_grad():
+        model.features[3].project[0].weight.mul_(1.01)
+    job = Job(model, (64, 64), 1, False, "torch", 22)
+    with pytest.raises(ExportError, match=r"\.pt2: the file's outputs err by .* is allowed"):
+        compare(job, package, written)
+    broken = tmp_path / "broken.pt2"
+    broken.write_bytes(package.read_bytes()[:1000])
+    with pytest.raises(ExportError, match=r"a fresh process can't run the file"):
+        compare(job, broken, written)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "x.pth"}, r"path: got x\.pth, needs the suffix \.pt2 or \.onnx"),
+        ({"path": "nowhere/x.pt2"}, r"path: got nowhere/x\.pt2, whose folder does not exist"),
+        ({"size": (16, 64)}, r"size: got \(16, 64\), needs a height and a width of at least 32"),
+        ({"size": 64}, r"size: got 64, needs a height and a width"),
+        ({"batch": 0}, r"batch: got 0, needs at least 1 image"),
+        ({"batch": 10**7}, r"batch: got 10000000, needs at most 42799 images of 224x224"),
+        ({"backend": "triton"}, r"backend: 'triton' can't serve torch.float32 on cpu"),
+        ({"backend": "mps"}, r"backend: got 'mps', needs one of auto"),
+        ({"model": nn.Linear(1, 1)}, r"model: got a Linear, needs one of mbv3fast's"),
+        ({"model": mbv3fast.small()}, r"model: is in training mode"),
+    ],
+)
+def test_arguments_that_are_refused(
+    arguments: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, TypeError, BackendError), match=message):
+        export(**{"model": trained_small(), "path": "x.pt2", **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_compiled_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    file = tmp_path / "model.pt2"
+    file.write_text("before")
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fails)
+    with pytest.raises(ExportError, match=r"\.pt2: PyTorch can't compile it: no compiler"):
+        export(trained_small(), file, size=(64, 64))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert file.read_text() == "before"
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real export by it is in the tests of the functions; here is what it passes on and prints."""
+    called: list[dict[str, Any]] = []
+
+    def told(*_: Any, **arguments: Any) -> Any:
+        called.append(arguments)
+        raise ExportError("no room")
+
+    monkeypatch.setattr("mbv3fast.cli.export.export_model", told)
+    out = str(tmp_path / "small.pt2")
+    options = ["--weights", "digits", "--bytes", "--batch", "8", "--size", "64", "96", "--no-check"]
+    ran = CliRunner().invoke(main, ["export", out, *options])
+    assert ran.exit_code == 1
+    assert "Error: no room" in ran.output
+    CliRunner().invoke(main, ["export", out, "--weights", "digits"])
+    assert called[0]["size"] == (64, 96)
+    assert {called[0]["uint8"], called[1]["verify"]} == {True}
+    assert called[1]["size"] == (64, 64), "the weights' own"
+    assert CliRunner().invoke(main, ["export", "x.txt", "--weights", "digits"]).exit_code == 2
+
+
+def test_leaves_of_every_kind_of_model() -> None:
+    x = torch.zeros(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert len(leaves(trained_small()(x))) == 1
+        assert len(leaves(calibrated_features()(x))) == 5
+        assert len(leaves(mbv3fast.lraspp_large().eval()(x))) == 1
+
+
+def test_the_reader_is_a_script_of_its_own() -> None:
+    script = reload.__file__
+    code = f"import runpy, sys; runpy.run_path({script!r}); assert 'mbv3fast' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.sep)
