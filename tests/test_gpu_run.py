@@ -138,7 +138,14 @@ def test_what_a_command_started_ends_with_it(tmp_path: Path) -> None:
     assert not alive(int(pid.read_text()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_in_the_middle_and_resumed_all_is_done_once(tmp_path: Path, number: int) -> None:
     done, out = tmp_path / "done", tmp_path / "out"
     slow, quick = (python(SCRIPT.format(second=second)) for second in (1000, 0))
