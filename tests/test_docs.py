@@ -144,7 +144,12 @@ def test_environment_variables_are_those_that_are_read() -> None:
     assert set(re.findall(r"`(MBV3FAST_\w+)` \|", table)) == read
 
 
-PROGRAMS = [pytest.param("docs/start.md"), pytest.param("docs/cpu.md", marks=pytest.mark.slow)]
+PROGRAMS = [
+    pytest.param("docs/start.md"),
+    pytest.param("docs/backbones.md"),
+    pytest.param("docs/cpu.md", marks=pytest.mark.slow),
+    pytest.param("docs/export.md", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -159,6 +164,9 @@ def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "photos").mkdir()
     for number, digit in enumerate(digits[:3]):
         digit.save(tmp_path / "photos" / f"{number}.png")
+    if name == "docs/export.md":
+        for file in ("small.pt2", "small.onnx"):
+            mbv3fast.export(mbv3fast.load("digits").eval(), file, size=(64, 64))
     namespace: dict[str, object] = {}
     for block in blocks(ROOT / name, "python"):
         exec(compile(block, name, "exec"), namespace)
