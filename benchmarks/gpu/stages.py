@@ -123,7 +123,8 @@ def _plans(dtype: str, dry: bool) -> Stage:
 def _tests(name: str, chosen: str, dry: bool) -> Stage:
     parallel = () if dry else ("-n", str(_AT_ONCE))
     some = ("-k", chosen) if chosen else ()
-    return Stage(name, (_module("pytest", "tests/test_gpu.py", "-q", *parallel, *some),), 120 if chosen else 400)
+    files = ("tests/test_gpu.py", "tests/test_gpu_compilers.py")
+    return Stage(name, (_module("pytest", *files, "-q", *parallel, *some),), 120 if chosen else 500)
 
 
 def _check(out: Path, dry: bool) -> Stage:
@@ -190,7 +191,7 @@ def _among(case: str, contenders: str) -> str:
 
 
 def _steps(out: Path, batch: int, dry: bool) -> Stage:
-    case = f"float32-{batch}-32" if dry else f"float16-{batch}-224"
+    case = f"small-float32-{batch}-32" if dry else f"float16-{batch}-224"
     return _bench(f"steps-{batch}", out, "steps", case, 120, dry)
 
 
