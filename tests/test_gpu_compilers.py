@@ -52,7 +52,7 @@ def test_packages_of_pytorchs_operators(tmp_path: Path) -> None:
     assert made.contents.startswith("PyTorch's operators")
 
 
-def test_a_package_in_a_graph(tmp_path: Path) -> None:
+def test_a_package_captured(tmp_path: Path) -> None:
     model, x = on_gpu(trained_small()), digit_tiles()[:1].to(GPU).half()
     export(model, tmp_path / "small.pt2", size=(64, 64), backend="triton")
     package = torch._inductor.aoti_load_package(str(tmp_path / "small.pt2"))
