@@ -55,6 +55,23 @@ def test_a_package_runs_by_itself(package: Path) -> None:
     assert_right(package, trained_small(), *(digit_tiles()[:count] for count in (1, 2, 7)))
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 3, 64, 65), "unmatched dim value at 3, expected: 64, but got: 65"),
+        (torch.zeros(2, 4, 64, 64), "unmatched dim value at 1, expected: 3, but got: 4"),
+        (torch.zeros(2, 3, 64, 64).half(), "unmatched dtype"),
+        (torch.zeros(2, 3, 64, 64).contiguous(memory_format=torch.channels_last), "unmatched stride value"),
+    ],
+)
+def test_a_package_read_as_advised_refuses_other_inputs(
+    package: Path, x: torch.Tensor, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "0")  # which the reader sets anew
+    with pytest.raises(RuntimeError, match=message):
+        reload.load_package(str(package))(x)
+
+
 def test_a_package_says_what_it_is(package: Path) -> None:
     metadata = torch._inductor.aoti_load_package(str(package)).get_metadata()
     described = Description.from_json(metadata["mbv3fast"])

@@ -6,6 +6,7 @@
 #include <torch/torch.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -31,6 +32,7 @@ int main(int count, char** arguments) {
     std::cerr << "run_package MODEL.pt2 IMAGES.pt OUTPUT.pt\n";
     return 2;
   }
+  setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", 1);  // else it takes any input for what it was made for
   const c10::InferenceMode inference;
   torch::inductor::AOTIModelPackageLoader model(arguments[1]);
   const torch::Tensor images = load(arguments[2]);

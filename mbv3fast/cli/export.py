@@ -52,6 +52,8 @@ def export(
         raise click.ClickException(str(error)) from error
     click.echo(f"{made.path}: {made.bytes / 2**20:.1f} MiB, {made.contents}")
     click.echo(f"input: {made.input}")
+    if out.suffix == ".pt2":
+        click.echo("set AOTI_RUNTIME_CHECK_INPUTS=1 where it is read, or other inputs are taken for this one")
     if made.difference is None:
         click.echo("not tried")
     else:

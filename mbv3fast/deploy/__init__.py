@@ -29,7 +29,8 @@ def export(
     """Write a model in eval mode as a file that runs without this package, and try that in a fresh process.
 
     path: to a .pt2, which `torch._inductor.aoti_load_package` loads in Python and AOTIModelPackageLoader in C++, or an
-    .onnx file. It appears whole or not at all.
+    .onnx file. It appears whole or not at all. A .pt2 takes contiguous tensors, and checks its input only where the
+    environment says AOTI_RUNTIME_CHECK_INPUTS=1.
     size: height and width of its input; an .onnx takes others too. batch: the images that launches are configured for;
     any number of them runs.
     uint8: whether the input is bytes [N, H, W, C], which are normalised as by `model.transforms()`, or floats

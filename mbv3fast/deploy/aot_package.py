@@ -31,7 +31,8 @@ def write_package(job: Job, path: Path) -> Written:
         with torch.no_grad(), configured_for(job.batch), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own deprecations
             exported = torch.export.export(program, (job.images(2),), dynamic_shapes=({0: batch},))  # 1 would be fixed
-            settings = {"aot_inductor.metadata": metadata}
+            # Tracing takes a batch for at least 2, and one image runs all the same.
+            settings = {"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False}
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=settings)
     except Exception as error:  # whatever a tracer or a compiler may say
         raise ExportError(f"{path.suffix}: PyTorch can't compile it: {error}") from error

@@ -7,6 +7,7 @@ also what a reader of exported files has to do, in full.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ def main(file: str, inputs: str, outputs: str, *modules: str) -> None:
 
 def load_package(file: str) -> Callable[[torch.Tensor], Sequence[Any]]:
     """An AOTInductor package, whose device was settled when it was made."""
+    os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"  # else it takes any input for what it was made for
     package = torch._inductor.aoti_load_package(file)
     return lambda x: _pytree.tree_leaves(package(x))
 
