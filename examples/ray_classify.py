@@ -48,7 +48,7 @@ INT, TEXTS = pa.int32(), pa.list_(pa.string())
 BATCH = pa.schema({"part": INT, "first": INT, "paths": TEXTS, "errors": TEXTS, "pixels": pa.large_binary()})
 OUTPUT = parquet_schema().append(pa.field("error", pa.string()))
 CLASSIFIED = pa.schema([("part", INT), ("image", INT), *OUTPUT])
-BLOCK = 32 * 2**20  # bytes of decoded images that an actor takes at once
+BLOCK = 32 * 2**20  # bytes of decoded images that travel to an actor at once
 
 
 def cut(files: list[str], size: int) -> Iterator[Part]:
@@ -187,7 +187,7 @@ def pool(found: dict[str, float], device: str, actors: int | None) -> tuple[str,
     actors = actors or max(1, gpus if device == "cuda" else cpus // 2)
     if device == "cuda" and actors > gpus:
         raise click.ClickException(f"--actors: {actors} on cuda need a GPU each, there are {gpus}")
-    if device == "cpu" and actors >= cpus:
+    if actors >= cpus:  # with a GPU too; without one left for decoding the job would wait for ever
         raise click.ClickException(f"--actors: {actors} need a CPU each, and decoding another one; there are {cpus}")
     return device, actors
 
@@ -197,7 +197,7 @@ def pipeline(ray: Any, parts: list[Part], reading: dict[str, Any], model: dict[s
     batches = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
         decode,
         fn_kwargs=reading,
-        batch_size=None,  # whatever a block has: a part here, some batches below
+        batch_size=1,  # of rows: a part here, a batch of images below
         batch_format="pyarrow",
         num_cpus=1,
         memory=4 * BLOCK,  # what a task holds; the actors ask for none, or Ray would fuse the two
@@ -205,7 +205,7 @@ def pipeline(ray: Any, parts: list[Part], reading: dict[str, Any], model: dict[s
     return batches.map_batches(
         Classifier,
         fn_constructor_kwargs=model,
-        batch_size=None,
+        batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
         **({"num_gpus": 1} if model["device"] == "cuda" else {"num_cpus": 1}),
