@@ -129,6 +129,16 @@ def test_a_uint8_tensor_gives_what_the_image_gives_to_one_level(size: tuple[int,
     assert levels.mean() <= 0.2
 
 
+def test_pixels_are_what_is_normalised() -> None:
+    preprocess = Preprocess(resize=100, crop=90, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    for image in (photograph(), as_tensor(photograph())):
+        pixels = preprocess.pixels(image)
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 90, 90))
+        assert torch.equal(preprocess(image), (pixels.float() / 255 - mean) / std)
+        torch.testing.assert_close(preprocess.normalised(pixels[None], torch.float32)[0], preprocess(image))
+
+
 def test_any_number_of_channels_in_a_tensor() -> None:
     pixels = as_tensor(photograph()).repeat(2, 1, 1)[:5]
     result = Preprocess(64, 48, mean=(0.0,) * 5, std=(1.0,) * 5)(pixels)

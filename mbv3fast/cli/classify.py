@@ -57,10 +57,14 @@ def classify(
 
 
 def predictions(model: FusedMobileNetV3, pixels: Tensor, top: int) -> list[list[dict[str, Any]]]:
-    """The `top` classes of each image, best first: class_index, label, probability rounded to 6 digits."""
+    """The `top` classes of each image, best first: class_index, label, probability rounded to 6 digits.
+
+    pixels: [N, C, H, W], preprocessed or uint8.
+    """
     parameter = next(model.parameters())
+    dtype = torch.uint8 if pixels.dtype == torch.uint8 else parameter.dtype
     with torch.inference_mode():
-        logits = model(pixels.to(parameter.device, parameter.dtype)).float()
+        logits = model(pixels.to(parameter.device, dtype)).float()
     if not logits.isfinite().all():
         raise click.ClickException(
             "the model's outputs are not finite: damaged weights, or a dtype too narrow for them"

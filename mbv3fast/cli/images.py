@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
 import numpy as np
@@ -26,31 +28,31 @@ SUFFIXES = frozenset(
 )
 
 
-def find_images(arguments: Sequence[str]) -> list[str]:
-    """Files as they are, folders searched for image suffixes, globs expanded; sorted within each, no file twice.
+def find_images(arguments: Sequence[str], suffixes: Collection[str] = SUFFIXES, what: str = "image") -> list[str]:
+    """Files as they are, folders searched for suffixes, globs expanded; sorted within each, no file twice.
 
     Raises click.BadParameter for an argument that names nothing.
     """
     found: dict[str, str] = {}
     for argument in arguments:
         if os.path.isdir(argument):
-            paths = sorted(_search(argument))
+            paths = sorted(_search(argument, suffixes))
         elif os.path.exists(argument):
             paths = [argument]
         else:
             paths = sorted(p for p in glob.glob(argument, recursive=True) if os.path.isfile(p))
         if not paths:
-            raise click.BadParameter(f"{argument}: no such image, and no folder or pattern with images")
+            raise click.BadParameter(f"{argument}: no such {what}, and no folder or pattern with {what}s")
         for path in paths:
             found.setdefault(os.path.abspath(path), path)
     return list(found.values())
 
 
-def _search(folder: str) -> Iterator[str]:
-    """Everything below `folder` with an image's suffix; and what can't be opened, so that it is reported too."""
+def _search(folder: str, suffixes: Collection[str]) -> Iterator[str]:
+    """Everything below `folder` with one of the suffixes; and what can't be opened, so that it is reported too."""
     closed: list[str] = []
     for place, _, names in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
-        yield from (str(Path(place, name)) for name in names if Path(name).suffix.lower() in SUFFIXES)
+        yield from (str(Path(place, name)) for name in names if Path(name).suffix.lower() in suffixes)
     yield from closed
 
 
@@ -80,17 +82,44 @@ class ImageFiles(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         path = self.paths[index]
-        if os.path.isdir(path):
-            return path, None, "a folder that can't be opened"
-        if not os.path.isfile(path):
-            return path, None, "no regular file (any more)"
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its size is an error
-                with Image.open(path) as image:
-                    return path, self.preprocess(ImageOps.exif_transpose(image)).numpy(), ""
-        except Exception as error:  # whatever a decoder raises on bytes from anywhere
-            return path, None, f"{type(error).__name__}: {error}"
+        return path, *read_file(path, self.preprocess)
+
+
+def read_file(path: str, preprocess: Callable[[Image.Image], Tensor]) -> tuple[np.ndarray | None, str]:
+    """`preprocess` of the image at `path`, turned upright, and ""; or None and the reason."""
+    if os.path.isdir(path):
+        return None, "a folder that can't be opened"
+    if not os.path.isfile(path):
+        return None, "no regular file (any more)"
+    return _read(path, preprocess)
+
+
+def read_bytes(content: Any, name: str, preprocess: Callable[[Image.Image], Tensor]) -> tuple[np.ndarray | None, str]:
+    """The same of an encoded image; errors call it `name`."""
+    if not isinstance(content, bytes):
+        return None, f"{type(content).__name__}, not bytes"
+    return _read(_Encoded(content, name), preprocess)
+
+
+class _Encoded(io.BytesIO):
+    """Bytes that Pillow's errors call by a name, instead of by their address."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
+def _read(source: str | BinaryIO, preprocess: Callable[[Image.Image], Tensor]) -> tuple[np.ndarray | None, str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its size is an error
+            with Image.open(source) as image:
+                return preprocess(ImageOps.exif_transpose(image)).numpy(), ""
+    except Exception as error:  # whatever a decoder raises on bytes from anywhere
+        return None, f"{type(error).__name__}: {error}"
 
 
 def batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,6 +101,36 @@ class Journal:
         self._file.write(json.dumps(record, ensure_ascii=True).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+@contextmanager
+def claimed(folder: Path, job: dict[str, Any]) -> Iterator[None]:
+    """`folder`, made where it isn't there, for one run of `job` at a time; its _job.json says what that is.
+
+    What a killed run left half written, *.tmp, is removed. Raises click.ClickException where it has anything else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "_job.json"  # a name that readers of a folder of tables leave out
+    if not path.exists() and any(folder.iterdir()):
+        raise click.ClickException(f"{folder} has files of something else: name another folder")
+    with path.open("a+b") as file:
+        _lock(file, folder)
+        file.seek(0)
+        line = file.read()
+        if not line:
+            line = json.dumps(job).encode() + b"\n"
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        begun = _parse(line) or {}
+        changed = sorted(key for key in job if key not in begun or begun[key] != job[key])
+        if changed:
+            raise click.ClickException(
+                f"{folder} was begun with other {', '.join(changed)}: repeat the first command, or name another folder"
+            )
+        for left in folder.glob("*.tmp"):
+            left.unlink()
+        yield
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -58,18 +58,28 @@ def write_parquet(path: Path, rows: Iterable[Row], group: int = 65536) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    types = (pa.string(), pa.int32(), pa.int32(), pa.string(), pa.float32())
-    schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+    schema = parquet_schema()
     with parquet.ParquetWriter(path, schema) as file:
         pending: list[Row] = []
         for row in rows:
-            # Parquet's strings are UTF-8; a file name of other bytes keeps its readable part.
-            name = row["path"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            pending += flatten({**row, "path": name})
+            pending += flatten({**row, "path": as_utf8(row["path"])})
             if len(pending) >= group:
                 file.write_table(pa.Table.from_pylist(pending, schema))
                 pending = []
         file.write_table(pa.Table.from_pylist(pending, schema))
+
+
+def parquet_schema() -> Any:
+    """The names and types of a parquet file's columns, a pyarrow.Schema."""
+    import pyarrow as pa
+
+    types = (pa.string(), pa.int32(), pa.int32(), pa.string(), pa.float32())
+    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+
+
+def as_utf8(path: str) -> str:
+    """A path as parquet's strings can hold it: a file name of other bytes keeps its readable part."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def flatten(row: Row) -> list[Row]:
