@@ -122,7 +122,8 @@ def table(rounds: int, at_least: float = 0.3) -> Iterator[str]:
 def network(variant: str, rounds: int, at_least: float) -> str:
     """The rates of a network on batches of 8, of bytes."""
     model = getattr(mbv3fast, variant)(source="torchvision").eval()
-    x = torch.randint(0, 256, (8, 3, PREPROCESS.crop, PREPROCESS.crop), dtype=torch.uint8)
+    side = PREPROCESS.crop or 0
+    x = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
     with torch.inference_mode():
         return rates(partial(model, x), len(x), rounds, at_least)
 

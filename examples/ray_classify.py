@@ -106,7 +106,8 @@ def decode(
         images = read_part(part, folder, columns, preprocess)
         for first in range(0, part["images"], batch_size):
             batch = list(islice(images, batch_size))
-            pixels = np.zeros((batch_size, len(preprocess.mean), preprocess.crop, preprocess.crop), np.uint8)
+            side = preprocess.crop or 0  # never None, `load_model` refuses that
+            pixels = np.zeros((batch_size, len(preprocess.mean), side, side), np.uint8)
             for i, (_, image, _) in enumerate(batch):
                 if image is not None:
                     pixels[i] = image

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +61,7 @@ def _config(network: ForeignNetwork) -> NetworkConfig:
     return NetworkConfig(
         variant="large" if len(network.blocks) >= _LARGE else "small",
         stem=stem.conv.out_channels,
-        blocks=tuple(map(_block_config, network.blocks)),
+        blocks=_staged(tuple(map(_block_config, network.blocks))),
         last_convs=tuple(last.conv.out_channels for last in network.last_convs),
         hidden=head.weight.shape[0],
         num_classes=last.out_features if isinstance(last, nn.Linear) else 0,
@@ -71,6 +73,17 @@ def _config(network: ForeignNetwork) -> NetworkConfig:
         tf_same_padding=stem.same,
         dropout=network.dropout,
     )
+
+
+def _staged(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
+    """With the strides that gave way to dilations, of blocks that change channels: these begin there or behind."""
+    found = list(blocks)
+    for index, (before, block) in enumerate(itertools.pairwise(blocks), start=1):
+        ratio = block.dilation // before.dilation
+        start = index if block.in_channels != block.out_channels else index - 1
+        if ratio == 2 and found[start].stride == 1:
+            found[start] = replace(found[start], replaced_stride=ratio)
+    return tuple(found)
 
 
 def _known(activation: str | None, name: str) -> Activation:
@@ -91,7 +104,7 @@ def _block_config(block: ForeignBlock) -> BlockConfig:
             squeeze=0 if excite is None else excite.fc1.out_channels,
             activation=_known(block.depthwise.activation, block.depthwise.name),
             stride=depthwise.stride[0],
-            skip=block.residual,
+            skip=block.residual or depthwise.stride[0] > 1 or first.in_channels != block.project.conv.out_channels,
             squeeze_activation="relu" if excite is None else _known(excite.activation, excite.name),
             dilation=depthwise.dilation[0],
         )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mbv3fast.torch_state import autocast_enabled, global_hooks, is_replica, transform_active
 
 TRAINING = "the model is in training mode"
+CUSTOMISED = "the model's own forward methods are overridden, or it has hooks"
 TRACED = "the input is traced, compiled or no plain tensor"
 
 

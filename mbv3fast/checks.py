@@ -96,7 +96,7 @@ def _refuse_another_function(config: NetworkConfig, state_dict: Mapping[str, Any
         described = read_description(state_dict)
     except ValueError:
         return  # of a model that its user changed beyond what a description can say
-    for field in ("bn_eps", "tf_same_padding", "activation"):
+    for field in ("bn_eps", "tf_same_padding", "activation", "output_stride"):
         ours = getattr(config, field)
         theirs = getattr(described.config, field) if described else ours
         if ours != theirs:

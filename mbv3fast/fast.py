@@ -64,7 +64,6 @@ class FusedMobileNetV3(Served, MobileNetV3):
         return overrides(self, FusedMobileNetV3, methods)
 
     def _is_called_plainly(self) -> bool:
-        """Whether a call of the model is its forward, and nothing else."""
         return not (has_hooks(self) or overrides(self, FusedMobileNetV3, ("forward",)))
 
     def _is_whole(self) -> bool:
@@ -106,6 +105,9 @@ class FusedFeatureExtractor(Served, FeatureExtractor):
     def _customised(self) -> bool:
         return overrides(self, FusedFeatureExtractor, ("reference_forward", "maps", "normalised", "check_input"))
 
+    def _is_called_plainly(self) -> bool:
+        return not (has_hooks(self) or overrides(self, FusedFeatureExtractor, ("forward",)))
+
     def _lower(self, lowering: Lowering) -> tuple[Plan, str]:
         return _lower_maps(self, lowering)
 
@@ -121,10 +123,16 @@ class FusedLRASPP(Served, LRASPP):
         return self.reference_forward(x) if served is None else self.segment(x, *served[0])
 
     def fused(self, backend: str = "triton") -> nn.Module:
-        return Segmenter(super().fused(backend), copy.deepcopy(self.classifier), self.config.in_chans).eval()
+        program = super().fused(backend)
+        if any(has_hooks(module) for module in self.classifier.modules()):
+            raise UnsupportedError("classifier has hooks")
+        return Segmenter(program, copy.deepcopy(self.classifier), self.config.in_chans).eval()
 
     def _customised(self) -> bool:
         return overrides(self, FusedLRASPP, ("reference_forward", "maps", "normalised", "check_input"))
+
+    def _is_called_plainly(self) -> bool:
+        return not (has_hooks(self) or overrides(self, FusedLRASPP, ("forward", "segment")))
 
     def _lower(self, lowering: Lowering) -> tuple[Plan, str]:
         return _lower_maps(self, lowering)

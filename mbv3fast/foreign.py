@@ -101,7 +101,7 @@ def _check_untouched(module: nn.Module, name: str) -> None:
 
 def _torchvision(model: Any) -> ForeignNetwork:
     features = _one(model, "features", "torch.nn.modules.container.Sequential")
-    layers = [(f"features.{name}", layer) for name, layer in features.named_children()]
+    layers = [(f"features.{name}", layer) for name, layer in _children(features)]
     convs = [_named(_CONV_NORM, layer) for _, layer in layers]
     if len(layers) < 3 or not convs[0] or not convs[-1]:
         raise UnknownModuleError("features needs convolutions at its ends, and blocks between them")
@@ -134,7 +134,7 @@ def _torchvision_conv(module: Any, name: str) -> ForeignConv:
 
 def _torchvision_block(module: Any, name: str) -> ForeignBlock:
     _expect(module, name, "torchvision.models.mobilenetv3.InvertedResidual")
-    parts = list(module.block.named_children())
+    parts = _children(module.block)
     excites = [_excite_of(part, f"{name}.block.{key}") for key, part in parts if _named(_TORCHVISION_EXCITE, part)]
     convs = [
         _torchvision_conv(part, f"{name}.block.{key}") for key, part in parts if not _named(_TORCHVISION_EXCITE, part)
@@ -157,8 +157,8 @@ def _timm(model: Any) -> ForeignNetwork:
     stem = _timm_conv(model.conv_stem, model.bn1, "conv_stem", "bn1")
     blocks: list[ForeignBlock] = []
     lasts: list[ForeignConv] = []
-    for stage, layers in model.blocks.named_children():
-        for position, layer in layers.named_children():
+    for stage, layers in _children(model.blocks):
+        for position, layer in _children(layers):
             name = f"blocks.{stage}.{position}"
             if _named("timm.models._efficientnet_blocks.ConvBnAct", layer):
                 lasts.append(_timm_last(layer, name))
@@ -241,23 +241,32 @@ def _activation(module: nn.Module, name: str) -> str | None:
     return _ACTIVATIONS[".".join(_class_of(module))]
 
 
-def _mean(model: Any, attribute: str, name: str = "") -> None:
-    pool = _one(model, attribute, "torch.nn.modules.pooling.AdaptiveAvgPool2d")
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, submodule) in order, one that stands in two places twice, unlike `named_children`."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
+
+
+def _mean(model: Any, attribute: str, prefix: str = "") -> None:
+    pool = _one(model, attribute, "torch.nn.modules.pooling.AdaptiveAvgPool2d", prefix)
     if pool.output_size not in (1, (1, 1)):
-        raise UnknownModuleError(f"{name}.{attribute} makes {pool.output_size} outputs, needs 1")
+        raise UnknownModuleError(f"{_join(prefix, attribute)} makes {pool.output_size} outputs, needs 1")
 
 
 def _sequence(model: Any, name: str, least: int) -> list[nn.Module]:
-    parts = list(_one(model, name, "torch.nn.modules.container.Sequential").children())
+    parts = [part for _, part in _children(_one(model, name, "torch.nn.modules.container.Sequential"))]
     if len(parts) < least:
         raise UnknownModuleError(f"{name} has {len(parts)} parts, needs {least}")
     return parts
 
 
-def _one(model: Any, name: str, wanted: str) -> Any:
-    module = getattr(model, name)
-    _expect(module, name, wanted)
+def _one(model: Any, attribute: str, wanted: str, prefix: str = "") -> Any:
+    module = getattr(model, attribute)
+    _expect(module, _join(prefix, attribute), wanted)
     return module
+
+
+def _join(prefix: str, attribute: str) -> str:
+    return f"{prefix}.{attribute}" if prefix else attribute
 
 
 def _expect(module: nn.Module, name: str, *wanted: str) -> None:

@@ -64,17 +64,19 @@ class LRASPP(Backbone):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last two layers by fresh ones of `num_classes` outputs."""
-        _needs_classes(num_classes)
-        self.config = replace(self.config, num_classes=num_classes)
-        self.labels = None
+        config = replace(self.config, num_classes=num_classes)
+        _needs_classes(config.num_classes)
+        self.config, self.labels = config, None
         like = self.classifier.low_classifier.weight
         for name in ("low_classifier", "high_classifier"):
-            before = getattr(self.classifier, name)
-            setattr(self.classifier, name, nn.Conv2d(before.in_channels, num_classes, 1).to(like.device, like.dtype))
+            fresh = nn.Conv2d(getattr(self.classifier, name).in_channels, config.num_classes, 1)
+            setattr(self.classifier, name, fresh.to(like.device, like.dtype).train(self.training))
 
     def description(self) -> Description:
-        labels = self.labels if self.labels and len(self.labels) == self.config.num_classes else None
-        return Description(self.config, self._preprocess(), labels)
+        outputs = getattr(self.classifier.low_classifier, "out_channels", self.config.num_classes)
+        config = replace(self.config, num_classes=outputs)
+        labels = tuple(map(str, self.labels or ()))
+        return Description(config, self._preprocess(), labels if len(labels) == outputs else None)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return self.reference_forward(x)

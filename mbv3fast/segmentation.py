@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mbv3fast.config import SOURCES, NetworkConfig, network
+from mbv3fast.config import SOURCES, NetworkConfig, has_reduced_tail, network
 from mbv3fast.factory import large
 from mbv3fast.fast import FusedLRASPP, served
 from mbv3fast.pyramid import dilated
 from mbv3fast.serving import logger
+from mbv3fast.weights import WeightsError
 from mbv3fast.weights.segmentation import PREPROCESS, read_lraspp
 
+_OUTPUT_STRIDE = 16
 _CLASSES = 21  # of Pascal VOC, the background among them
 
 
@@ -19,9 +21,10 @@ def lraspp_large(
     weights: Any = None,
     *,
     weights_backbone: Any = None,
+    source: str | None = None,
     num_classes: int | None = None,
-    output_stride: int = 16,
-    reduced_tail: bool = False,
+    output_stride: int | None = None,
+    reduced_tail: bool | None = None,
     backend: str = "auto",
     plan: str | None = None,
     cuda_graphs: bool = True,
@@ -32,9 +35,11 @@ def lraspp_large(
     [N, num_classes, H, W]}. In eval under `torch.inference_mode()` the backbone runs fused; the head is PyTorch's.
 
     weights: a state dict (ours or torchvision's), a .pth or .safetensors path, "DEFAULT" or "COCO_WITH_VOC_LABELS_V1",
-        or a member of torchvision's enum. weights_backbone: without these, a classifier's, all that `large` takes.
+        or a member of torchvision's enum. weights_backbone: without these, a classifier's, all that `large` takes, and
+        their `source`, where they leave a doubt.
     num_classes: 21 by default; other than the weights': fresh last layers.
-    output_stride: of the last map, 32, 16 or 8; what comes behind it is dilated. reduced_tail: half the channels there.
+    output_stride: of the last map, 32, 16 or 8; what comes behind is dilated. None is 16, or what weights of ours say.
+    reduced_tail: half the channels there; weights must agree.
     backend, plan, cuda_graphs: as of `mbv3fast.large`.
 
     Raises WeightsError (a ValueError) for weights that can't be read or fitted, ValueError for other arguments.
@@ -43,11 +48,18 @@ def lraspp_large(
         raise ValueError("weights_backbone: needs weights=None, since `weights` bring a backbone")
     settings: dict[str, Any] = {"backend": backend, "plan": plan, "cuda_graphs": cuda_graphs}
     if weights is not None:
-        return _read(weights, num_classes, _config(output_stride, reduced_tail), settings)
+        return _read(weights, num_classes, output_stride, reduced_tail, settings)
+    if source is not None and weights_backbone is None:
+        raise ValueError("source: is of weights_backbone=, which is None")
     config, preprocess, features = _config(output_stride, reduced_tail), PREPROCESS, None
     if weights_backbone is not None:
-        tail = reduced_tail or None  # False is no wish, weights may be of either kind
-        found = large(weights_backbone, features_only=True, output_stride=output_stride, reduced_tail=tail)
+        found = large(
+            weights_backbone,
+            source=source,
+            features_only=True,
+            output_stride=_OUTPUT_STRIDE if output_stride is None else output_stride,
+            reduced_tail=reduced_tail,
+        )
         config, features = found.config, found.features
         preprocess = replace(preprocess, mean=found.preprocess.mean, std=found.preprocess.std)
     model = FusedLRASPP(replace(config, num_classes=_CLASSES if num_classes is None else num_classes), preprocess)
@@ -56,16 +68,28 @@ def lraspp_large(
     return served(model, **settings)
 
 
-def _config(output_stride: int, reduced_tail: bool) -> NetworkConfig:
+def _config(output_stride: int | None, reduced_tail: bool | None) -> NetworkConfig:
     """torchvision's, which its weights belong to."""
     traits = SOURCES["torchvision"]
-    table = network("large", reduced_tail=reduced_tail, se_divisor=traits.se_divisor, bn_eps=traits.bn_eps)
-    return dilated(replace(table, num_classes=_CLASSES), output_stride, from_stride=True)
+    table = network("large", reduced_tail=bool(reduced_tail), se_divisor=traits.se_divisor, bn_eps=traits.bn_eps)
+    stride = _OUTPUT_STRIDE if output_stride is None else output_stride
+    return dilated(replace(table, num_classes=_CLASSES), stride, from_stride=True)
 
 
-def _read(weights: Any, num_classes: int | None, config: NetworkConfig, settings: dict[str, Any]) -> FusedLRASPP:
-    found = read_lraspp(weights, config)
-    model = served(FusedLRASPP(found.description.config, found.description.preprocess), **settings)
+def _read(
+    weights: Any,
+    num_classes: int | None,
+    output_stride: int | None,
+    reduced_tail: bool | None,
+    settings: dict[str, Any],
+) -> FusedLRASPP:
+    found = read_lraspp(weights, _config(output_stride, reduced_tail))
+    config = found.description.config
+    if reduced_tail not in (None, has_reduced_tail(config)):
+        raise WeightsError(f"reduced_tail: got {reduced_tail}, but the weights say otherwise")
+    if output_stride not in (None, config.output_stride):
+        config = dilated(config, output_stride or 0, from_stride=True)
+    model = served(FusedLRASPP(config, found.description.preprocess), **settings)
     model.load_state_dict(found.state)
     model.labels = found.description.labels
     if num_classes is not None and num_classes != model.config.num_classes:

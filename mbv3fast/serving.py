@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mbv3fast.backend import BackendError, Decision, decide, lacks_dtype, on_hardware, plan_backend, requested
-from mbv3fast.calls import TRACED, TRAINING, refusal
+from mbv3fast.calls import CUSTOMISED, TRACED, TRAINING, refusal
 from mbv3fast.engine import Engine
 from mbv3fast.fold import UnsupportedError, common_dtype
 from mbv3fast.freshness import Snapshot, untrackable
@@ -89,6 +89,8 @@ class Served(Backbone):
         """
         if backend not in ("triton", "torch"):
             raise ValueError(f"backend: got {backend!r}, needs 'triton' or 'torch'")
+        if not self.is_plain():
+            raise UnsupportedError(CUSTOMISED)
         plan, head_refused = self._lower(Lowering(backend, common_dtype(self.features)))
         if head_refused:
             raise UnsupportedError(head_refused)
@@ -140,6 +142,14 @@ class Served(Backbone):
     @abstractmethod
     def _lower(self, lowering: Lowering) -> tuple[Plan, str]:
         """The plan of the model as it is, and why it ends before the classifier, if so. Raises UnsupportedError."""
+
+    def is_plain(self) -> bool:
+        """Whether a call of the model is the forward of its class, without hooks on it or methods that were changed."""
+        return self._is_called_plainly() and not self._customised()
+
+    @abstractmethod
+    def _is_called_plainly(self) -> bool:
+        """Whether a call of the model is its forward, and nothing else."""
 
     @abstractmethod
     def _customised(self) -> bool:

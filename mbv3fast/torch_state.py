@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx.experimental import _config as fx_config
 from torch.nn.modules import module as torch_module
 
 _CYCLES = 2e9  # of a GPU in a second
@@ -70,6 +71,11 @@ def known_size(size: int | torch.SymInt, images: int | None = None) -> int:
     if images is None or len(symbols) > 1:
         return int(size.node.hint)
     return int(size.node.expr.subs(dict.fromkeys(symbols, images)))
+
+
+def for_any_batch() -> AbstractContextManager[Any]:
+    """Within, tracing takes a symbol for any number, where by itself it would bound it for the sake of speed."""
+    return fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 def keeps_ops() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -51,6 +52,26 @@ def agree(ours: FusedMobileNetV3, model: nn.Module, x: Tensor) -> None:
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions(torchvision: ModuleType, name: str) -> None:
     model = trained(TORCHVISION[name](torchvision))
+    agree(accelerate(model), model, photographs(2, 80))
+
+
+@pytest.mark.parametrize("name", ["large", "small", "narrow", "reduced tail", "dilated"])
+def test_it_is_the_network_that_its_weights_are_read_as(torchvision: ModuleType, name: str) -> None:
+    """So it is saved, dilated anew and brought back to torchvision as any other."""
+    model = trained(TORCHVISION[name](torchvision))
+    ours = accelerate(model)
+    stride = 16 if name == "dilated" else 32
+    read = getattr(mbv3fast, ours.config.variant)(weights=model.state_dict(), output_stride=stride)
+    assert replace(ours.config, dropout=0, bn_momentum=0) == replace(read.config, dropout=0, bn_momentum=0)
+    back = TORCHVISION[name](torchvision).eval()
+    back.load_state_dict(mbv3fast.weights.to_torchvision(ours))
+    with torch.inference_mode():
+        torch.testing.assert_close(back(photographs(1, 80)), model(photographs(1, 80)))
+
+
+def test_a_block_that_stands_in_two_places(torchvision: ModuleType) -> None:
+    model = trained(TORCHVISION["large"](torchvision))
+    model.features[6] = model.features[5]
     agree(accelerate(model), model, photographs(2, 80))
 
 

@@ -19,9 +19,9 @@ from torch import nn
 import mbv3fast
 from mbv3fast import BackendError, ExportError
 from mbv3fast.cli import main
-from mbv3fast.deploy import aot_package, export, reload
+from mbv3fast.deploy import export, reload
 from mbv3fast.deploy.check import compare, run_afresh
-from mbv3fast.deploy.job import Job, leaves
+from mbv3fast.deploy.job import Job, Written, leaves
 from mbv3fast.description import Description
 from tests.networks import calibrated_features, digit_tiles, photographs, trained_small
 from tests.numerics import Error, allowance, by_module, exact
@@ -52,7 +52,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_package_runs_by_itself(package: Path) -> None:
-    assert_right(package, trained_small(), *(digit_tiles()[:count] for count in (1, 2, 7)))
+    assert_right(package, trained_small(), *(digit_tiles()[:count] for count in (1, 2, 40)))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_package_says_what_it_is(package: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(not (shutil.which("c++") and shutil.which("cmake")), reason="needs CMake and a C++ compiler")
 def test_a_package_runs_in_cpp(package: Path, tmp_path: Path) -> None:
     torch.save(digit_tiles()[:3], tmp_path / "images.pt")
     prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
@@ -100,6 +100,7 @@ def test_an_onnx_model_runs_by_itself(tmp_path: Path) -> None:
     file = tmp_path / "small.onnx"
     made = export(trained_small(), file, size=(64, 64))
     assert made.contents == "ONNX's operators, opset 22, any height and width"
+    assert made.input == "float32 [N, 3, H, W], N from 1"
     assert made.difference is not None
     assert_right(file, trained_small(), digit_tiles()[:1], digit_tiles()[:5], photographs(2, 97)[:, :, :, :45])
     model = onnx.load(file)
@@ -120,14 +121,15 @@ def test_bytes_and_feature_maps(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.slow
-def test_segmentation_as_onnx(tmp_path: Path) -> None:
-    made = export(mbv3fast.lraspp_large(num_classes=3).eval(), tmp_path / "model.onnx", size=(64, 96))
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_segmentation(tmp_path: Path, suffix: str) -> None:
+    made = export(mbv3fast.lraspp_large(num_classes=3).eval(), tmp_path / f"model{suffix}", size=(64, 96))
     assert made.difference is not None
 
 
 def test_a_file_that_computes_something_else_is_refused(package: Path, tmp_path: Path) -> None:
     """By a model that has been changed since the file was written, and by half a file."""
-    written = aot_package._described(Job(trained_small(), (64, 64), 1, False, "torch", 22), "torch", 9)
+    written = Written("", None, factor=10)
     model = copy.deepcopy(trained_small())
     with torch.no_grad():
         model.features[3].project[0].weight.mul_(1.01)
@@ -140,12 +142,25 @@ def test_a_file_that_computes_something_else_is_refused(package: Path, tmp_path:
         compare(job, broken, written)
 
 
+def hooked() -> nn.Module:
+    model = mbv3fast.small().eval()
+    model.register_forward_hook(lambda *_: None)
+    return model
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"path": "x.pth"}, r"path: got x\.pth, needs the suffix \.pt2 or \.onnx"),
         ({"path": "nowhere/x.pt2"}, r"path: got nowhere/x\.pt2, whose folder does not exist"),
-        ({"size": (16, 64)}, r"size: got \(16, 64\), needs a height and a width of at least 32"),
+        ({"path": "."}, r"path: got \., needs the suffix"),
+        (
+            {"size": (16, 64)},
+            r"size: got \(16, 64\), needs a height and a width of at least 32, and at most 2\^30 pixels",
+        ),
+        ({"size": (1 << 16, 1 << 16)}, r"size: got .*, needs .* at most 2\^30 pixels"),
+        ({"path": "x.onnx", "backend": "triton"}, r"backend: got 'triton', an .onnx has PyTorch's operators alone"),
+        ({"path": "x.onnx", "model": mbv3fast.small().eval().bfloat16()}, r"model: is torch.bfloat16, an .onnx needs"),
         ({"size": 64}, r"size: got 64, needs a height and a width"),
         ({"batch": 0}, r"batch: got 0, needs at least 1 image"),
         ({"batch": 10**7}, r"batch: got 10000000, needs at most 42799 images of 224x224"),
@@ -153,6 +168,7 @@ def test_a_file_that_computes_something_else_is_refused(package: Path, tmp_path:
         ({"backend": "mps"}, r"backend: got 'mps', needs one of auto"),
         ({"model": nn.Linear(1, 1)}, r"model: got a Linear, needs one of mbv3fast's"),
         ({"model": mbv3fast.small()}, r"model: is in training mode"),
+        ({"model": hooked()}, r"model: the model's own forward methods are overridden, or it has hooks"),
     ],
 )
 def test_arguments_that_are_refused(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import mbv3fast
 from mbv3fast import WeightsError
 from mbv3fast.description import Description
+from mbv3fast.fold import UnsupportedError
 from mbv3fast.weights import published
 from tests.numerics import assert_agrees, by_engine, by_module, exact
 from tests.peers import noise, trained
@@ -77,6 +78,39 @@ def test_lraspp_takes_bytes_and_half_floats(torchvision: ModuleType) -> None:
     check(copy.deepcopy(model).half(), noise(2, 65, 97).half())
 
 
+def test_arguments_beside_weights_of_ours() -> None:
+    state = mbv3fast.lraspp_large(num_classes=2, output_stride=8).state_dict()
+    assert mbv3fast.lraspp_large(state).config.output_stride == 8
+    assert mbv3fast.lraspp_large(state, output_stride=32).config.output_stride == 32
+    with pytest.raises(WeightsError, match=r"reduced_tail: got True, but the weights say otherwise"):
+        mbv3fast.lraspp_large(state, reduced_tail=True)
+    with pytest.raises(RuntimeError, match=r"belong to output_stride=8, the model has 16"):
+        mbv3fast.lraspp_large(num_classes=2).load_state_dict(state)
+
+
+def test_layers_replaced_by_hand_are_described() -> None:
+    model = mbv3fast.lraspp_large(num_classes=3)
+    for name in ("low_classifier", "high_classifier"):
+        setattr(model.classifier, name, nn.Conv2d(getattr(model.classifier, name).in_channels, 5, 1))
+    model.labels = ["a", "b", "c", "d", "e"]
+    again = mbv3fast.lraspp_large(model.state_dict())
+    assert (again.config.num_classes, again.labels) == (5, tuple("abcde"))
+    again.eval().reset_classifier(2)
+    assert not again.classifier.low_classifier.training
+
+
+@pytest.mark.parametrize("change", ["hook", "hook on the head", "forward", "segment"])
+def test_what_is_done_to_a_model_is_no_program(change: str) -> None:
+    model = mbv3fast.lraspp_large(num_classes=2).eval()
+    if change.startswith("hook"):
+        module = model.classifier.cbr if "head" in change else model
+        module.register_forward_hook(lambda *_: None)
+    else:
+        setattr(model, change, getattr(model, change))
+    with pytest.raises(UnsupportedError, match=r"hooks|overridden"):
+        model.fused()
+
+
 def test_lraspp_trains() -> None:
     model = mbv3fast.lraspp_large(num_classes=4).train()
     model(noise(2, 64, 64))["out"].square().mean().backward()
@@ -130,6 +164,7 @@ def test_lraspps_published_weights_by_name(
         ({"weights": {"a": torch.zeros(1)}}, r"no LR-ASPP network, classifier.low_classifier.weight is missing"),
         ({"weights": "x.pth", "weights_backbone": "y.pth"}, r"weights_backbone: needs weights=None"),
         ({"num_classes": 0}, r"num_classes: got 0, needs at least 1"),
+        ({"source": "timm"}, r"source: is of weights_backbone=, which is None"),
         ({"output_stride": 3}, r"output_stride: got 3"),
         ({"plan": "rows"}, r"plan: got 'rows'"),
     ],

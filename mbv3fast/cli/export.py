@@ -36,7 +36,7 @@ def export(
     """
     check_out(out, [".pt2", ".onnx"])
     network = load_model(**model)
-    crop = network.transforms().crop or 224
+    crop = network.transforms().crop or 0  # never None, `load_model` refuses that
     try:
         made = export_model(
             network,

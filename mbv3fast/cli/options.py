@@ -92,6 +92,8 @@ def load_model(weights: str, model: str, source: str | None, device: str, dtype:
     channels = len(loaded.preprocess.mean)
     if channels not in PIL_MODES:
         raise click.ClickException(f"{weights} is for input of {channels} channels, which image files don't have")
+    if loaded.preprocess.crop is None:
+        raise click.ClickException(f"{weights} takes images of any size, which make no batch; set preprocess.crop")
     return loaded.to(place, DTYPES[dtype]).eval()
 
 

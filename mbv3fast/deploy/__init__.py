@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from mbv3fast.atomic import replacing
@@ -38,7 +39,8 @@ def export(
     backend: of a .pt2, "triton", our kernels compiled for the GPU that the model is on (on a CPU in Triton's
     interpreter, whose package needs `import mbv3fast.ops`); "torch", PyTorch's operators on folded weights, compiled by
     Inductor for the model's device; "auto", our kernels on a GPU that they serve, else PyTorch's.
-    opset: of an .onnx, which has PyTorch's operators. verify: compares what the file puts out, of a few random batches,
+    An .onnx has PyTorch's operators whatever it says.
+    opset: of an .onnx. verify: compares what the file puts out, of a few random batches,
     with the modules in float64.
 
     Raises ValueError for other arguments, ExportError where the file can't be made or computes something else,
@@ -50,13 +52,13 @@ def export(
         raise ValueError(f"path: got {target}, needs the suffix {' or '.join(writers)}")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"path: got {target}, whose folder does not exist")
-    job = Job(model, size, batch, uint8, backend, opset)
-    with replacing(target) as temporary:
-        file = temporary.with_suffix(target.suffix)  # which its readers go by
-        try:
-            written = writers[target.suffix](job, file)
-            found = compare(job, file, written) if verify else None
+    if target.is_dir():
+        raise ValueError(f"path: got {target}, which is a folder")
+    job = Job.of(model, size, batch, uint8, backend, opset)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.resolve().parent) as folder:
+        file = Path(folder, target.name)  # whose suffix its readers go by
+        written = writers[target.suffix](job, file, verify)
+        found = compare(job, file, written) if verify else None
+        with replacing(target) as temporary:
             os.replace(file, temporary)
-        finally:
-            file.unlink(missing_ok=True)
     return Exported(target, written.contents, job.signature(written.most), target.stat().st_size, found)

@@ -6,33 +6,37 @@ import os
 import platform
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch._inductor import config as inductor_config
 
 from mbv3fast.backend import ENVIRONMENT, BackendError, interpreted, lacks_kernels, op_backend, requested
 from mbv3fast.deploy.job import ExportError, Job, Written
 from mbv3fast.description import METADATA_KEY
 from mbv3fast.ops.target import configured_for
+from mbv3fast.torch_state import for_any_batch
 
 _OTHERS = 10  # times PyTorch's own error: Inductor fuses and sums as it likes
 
 
-def write_package(job: Job, path: Path) -> Written:
+def write_package(job: Job, path: Path, _verify: bool) -> Written:
     """Write a .pt2 of `job`. Raises as `export`."""
     backend = _server(job)
     program = job.model.fused(backend)
     height, width = job.size
-    most = (2**31 - 1) // (height * width)  # kernels count pixels in 32 bits
+    most = (2**31 - 1) // (height * width)  # our kernels count pixels in 32 bits, Inductor's are fastest so
     if job.batch > most:
         raise ValueError(f"batch: got {job.batch}, needs at most {most} images of {height}x{width}")
     batch = torch.export.Dim("batch", min=1, max=most)
     metadata = {METADATA_KEY: job.model.description().to_json()}
     try:
-        with torch.no_grad(), configured_for(job.batch), warnings.catch_warnings():
+        with torch.no_grad(), configured_for(job.batch), for_any_batch(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own deprecations
             exported = torch.export.export(program, (job.images(2),), dynamic_shapes=({0: batch},))  # 1 would be fixed
-            # Tracing takes a batch for at least 2, and one image runs all the same.
-            settings = {"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False}
+            settings: dict[str, Any] = {"aot_inductor.metadata": metadata}
+            if hasattr(inductor_config.aot_inductor, "check_lowerbound"):  # not in torch 2.9
+                settings["aot_inductor.check_lowerbound"] = False  # of 2, by tracing's habit
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=settings)
     except Exception as error:  # whatever a tracer or a compiler may say
         raise ExportError(f"{path.suffix}: PyTorch can't compile it: {error}") from error

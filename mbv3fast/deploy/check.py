@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mbv3fast.deploy import reload
 from mbv3fast.deploy.job import Difference, ExportError, Job, Written, leaves
+from mbv3fast.serving import Served
 
 _SECONDS = 600
 
@@ -21,9 +22,10 @@ def compare(job: Job, file: Path, written: Written) -> Difference:
     """The largest error over a few batches. Raises ExportError where the file doesn't run, or errs by too much."""
     counts = sorted({1, 3, job.batch} if job.batch * job.size[0] * job.size[1] < 2**24 else {1, 3})
     inputs = [job.images(count) for count in counts] + [job.images(2, size) for size in written.sizes]
+    exact = copy.deepcopy(job.model).double()
     worst = Difference(0.0, 0.0)
     for x, outputs in zip(inputs, run_afresh(file, inputs, written.imports), strict=True):
-        for difference in _differences(job, x, outputs, written.factor):
+        for difference in _differences(job, exact, x, outputs, written.factor):
             if not difference.error <= difference.allowed:  # which NaN isn't either
                 raise ExportError(
                     f"{file.suffix}: the file's outputs err by {difference.error:.3g} for an input of {list(x.shape)}, "
@@ -51,9 +53,10 @@ def run_afresh(file: Path, inputs: list[Tensor], imports: tuple[str, ...] = ()) 
 
 
 @torch.no_grad()
-def _differences(job: Job, x: Tensor, outputs: list[Tensor], factor: float) -> list[Difference]:
-    exact = copy.deepcopy(job.model).double()
+def _differences(job: Job, exact: Served, x: Tensor, outputs: list[Tensor], factor: float) -> list[Difference]:
     truths = leaves(exact.reference_forward(x if job.uint8 else x.double()))
+    if len(outputs) != len(truths):
+        raise ExportError(f"the file put out {len(outputs)} tensors, needs {len(truths)}")
     found = []
     for got, plain, truth in zip(outputs, leaves(job.model.reference_forward(x)), truths, strict=True):
         if got.shape != truth.shape or got.dtype != plain.dtype:

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from mbv3fast.calls import CUSTOMISED
 from mbv3fast.checks import MIN_SIZE
 from mbv3fast.serving import Served
+
+_MOST_PIXELS = 2**30  # of an image
 
 
 class ExportError(RuntimeError):
@@ -55,7 +58,7 @@ class Job:
     """The arguments of `export`, checked."""
 
     model: Served
-    size: tuple[int, int]
+    size: tuple[int, ...]
     batch: int
     uint8: bool
     backend: str
@@ -68,14 +71,26 @@ class Job:
             )
         if self.model.training:
             raise ValueError("model: is in training mode; call eval() first")
-        try:
-            height, width = map(operator.index, self.size)
-        except (TypeError, ValueError):
-            height = width = 0
-        if min(height, width) < MIN_SIZE or height * width >= 2**31:
-            raise ValueError(f"size: got {self.size!r}, needs a height and a width of at least {MIN_SIZE}")
-        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+        if not self.model.is_plain():
+            raise ValueError(f"model: {CUSTOMISED}, which no file would do")
+        if len(self.size) != 2 or min(self.size) < MIN_SIZE or self.size[0] * self.size[1] > _MOST_PIXELS:
+            needs = f"needs a height and a width of at least {MIN_SIZE}, and at most 2^30 pixels"
+            raise ValueError(f"size: got {self.size!r}, {needs}")
+        if self.batch < 1:
             raise ValueError(f"batch: got {self.batch!r}, needs at least 1 image")
+
+    @classmethod
+    def of(cls, model: Any, size: Any, batch: Any, uint8: bool, backend: str, opset: int) -> Job:
+        """Of arguments as users give them. Raises TypeError and ValueError."""
+        try:
+            whole = tuple(map(operator.index, size))
+        except TypeError as error:
+            raise ValueError(f"size: got {size!r}, needs a height and a width") from error
+        try:
+            images = 0 if isinstance(batch, bool) else operator.index(batch)
+        except TypeError as error:
+            raise ValueError(f"batch: got {batch!r}, needs a whole number of images") from error
+        return cls(model, whole, images, bool(uint8), backend, opset)
 
     @property
     def like(self) -> Tensor:
@@ -93,8 +108,8 @@ class Job:
         return torch.randn((count, channels, height, width), generator=generator).to(self.like.device, self.like.dtype)
 
     def signature(self, most: int | None) -> str:
-        """The input in words."""
-        height, width = self.size
+        """The input in words; a file for any number of images is for any size too."""
+        height, width = ("H", "W") if most is None else self.size
         channels = self.model.config.in_chans
         dtype = "uint8" if self.uint8 else str(self.like.dtype).removeprefix("torch.")
         axes = (height, width, channels) if self.uint8 else (channels, height, width)

@@ -18,9 +18,14 @@ OPSET = 22
 _OTHERS = 10  # times PyTorch's own error: runtimes sum as they like
 
 
-def write_onnx(job: Job, path: Path) -> Written:
+def write_onnx(job: Job, path: Path, verify: bool) -> Written:
     """Write an .onnx of `job`, for any batch and any size. Raises as `export`."""
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if job.backend not in ("auto", "torch"):
+        raise ValueError(f"backend: got {job.backend!r}, an .onnx has PyTorch's operators alone: 'torch' or 'auto'")
+    if job.like.dtype is torch.bfloat16:
+        raise ValueError("model: is torch.bfloat16, an .onnx needs float32 or float16, since runtimes have no other")
+    needed = ("onnx", "onnxscript", *(("onnxruntime",) if verify else ()))
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f".onnx: needs {' and '.join(missing)}: pip install 'mbv3fast[onnx]'")
     height, width = (1, 2) if job.uint8 else (2, 3)

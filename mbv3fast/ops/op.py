@@ -18,6 +18,7 @@ from mbv3fast.ops.target import Target, UncoveredError, cuda_target, target_of
 from mbv3fast.torch_state import keeps_ops, on_device, transform_active
 
 NAMESPACE = "mbv3fast"
+_ROWS = torch.contiguous_format
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS: dict[str, Op] = {}
 
@@ -70,8 +71,7 @@ class Op:
 
     def _compute(self, *tensors: Tensor | None, **options: Any) -> Result:
         self.spec.check(tensors, options)
-        first = self._leader(tensors)
-        tensors = tuple(t if t is None or t.dim() == 4 else t.contiguous() for t in tensors)
+        first, tensors = self._leader(tensors), _packed(tensors)
         server = op_backend(first.device, first.dtype)
         if server != "torch":
             make = functools.partial(cuda_target, dtype=first.dtype) if server == "cuda" else target_of
@@ -93,7 +93,7 @@ class Op:
         if keeps_ops() or first.device.type != "cuda" or op_backend(first.device, first.dtype) != "triton":
             return mode.__torch_dispatch__(op, types, args, options)
         with mode, tracing():
-            return self.run(*args, **options, target=target_of(first.device))
+            return self.run(*_packed(args), **options, target=target_of(first.device))
 
     def _fake(self, *tensors: Tensor | None, **options: Any) -> Result:
         shapes = {arg.name: t.shape for arg, t in zip(self.spec.args, tensors, strict=True) if t is not None}
@@ -124,6 +124,11 @@ def empty_input(spec: Spec, argument: str, shape: Sequence[int], dtype: torch.dt
     like = torch.empty(0, dtype=spec.dtype_of(argument, dtype), device=device)
     kinds = {arg.name: arg.kind for arg in spec.args}
     return like.new_empty(tuple(shape)) if kinds[argument] == "image" else empty(tuple(shape), like=like)
+
+
+def _packed(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """What kernels read by plain rows, contiguous; images are looked at by `pixels_first`."""
+    return tuple(t if t is None or t.dim() == 4 or t.is_contiguous() else t.clone(memory_format=_ROWS) for t in tensors)
 
 
 def _in_layout(out: Tensor) -> Tensor:
