@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -73,9 +74,16 @@ def known_size(size: int | torch.SymInt, images: int | None = None) -> int:
     return int(size.node.expr.subs(dict.fromkeys(symbols, images)))
 
 
-def for_any_batch() -> AbstractContextManager[Any]:
+@contextmanager
+def for_any_batch() -> Iterator[None]:
     """Within, tracing takes a symbol for any number, where by itself it would bound it for the sake of speed."""
-    return fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))  # with one, PyTorch looks at the batch to choose among a CPU's convolutions
+    try:
+        with fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def keeps_ops() -> bool:

@@ -34,7 +34,7 @@ def write_package(job: Job, path: Path, _verify: bool) -> Written:
         with torch.no_grad(), configured_for(job.batch), for_any_batch(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own deprecations
             exported = torch.export.export(program, (job.images(2),), dynamic_shapes=({0: batch},))  # 1 would be fixed
-            settings: dict[str, Any] = {"aot_inductor.metadata": metadata}
+            settings: dict[str, Any] = {"aot_inductor.metadata": metadata, "cpp.dynamic_threads": True}
             if hasattr(inductor_config.aot_inductor, "check_lowerbound"):  # not in torch 2.9
                 settings["aot_inductor.check_lowerbound"] = False  # of 2, by tracing's habit
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=settings)
