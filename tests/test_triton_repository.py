@@ -19,7 +19,6 @@ from examples.triton_server import make_repository
 from examples.triton_server.make_repository import TYPES, Package, Service, configuration, write
 from mbv3fast import ExportError
 from tests.networks import trained_small
-from tests.pages import blocks
 from tests.triton_server import CONFIG, EXAMPLE, PAGE
 
 DIGITS = Package((64, 64, 3), torch.uint8, 10, torch.float32, "cpu")
@@ -183,6 +182,8 @@ def test_labels_are_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_page_shows_what_is_written(digits_folder: Path) -> None:
     """Of the command that stands there, whose package is the fixture's but for its batch; the second way's lines."""
+    from tests.pages import blocks  # needs the guide's packages
+
     python, pytorch = (block for block in blocks(PAGE, "text") if "backend: " in block)
     assert python == configuration("digits", DIGITS, Service())
     assert python.replace("batch_size: 32", "batch_size: 8") == (digits_folder / "config.pbtxt").read_text()

@@ -19,7 +19,6 @@ from mbv3fast.cli.demo import read_sheet
 from tests import triton_python_backend_utils as stub
 from tests.networks import trained_small
 from tests.numerics import Error, allowance, by_module
-from tests.pages import blocks
 from tests.triton_server import EXAMPLE, IMAGES, LOGITS, PAGE, answers, request, started
 
 
@@ -140,6 +139,8 @@ def test_the_pages_client(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its requests by gRPC's classes, which are named alike, answered by model.py instead of a server."""
+    from tests.pages import blocks  # needs the guide's packages
+
     client = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient[grpc]")
     model = started(digits_folder, monkeypatch)
     (code,) = blocks(PAGE, "python")

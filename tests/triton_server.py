@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tests import triton_python_backend_utils as stub
-from tests.pages import ROOT
 
+ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "triton_server"
 PAGE = ROOT / "docs" / "serving.md"
 IMAGES, LOGITS = "INPUT__0", "OUTPUT__0"
