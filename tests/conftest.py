@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from ctypes import CDLL
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -75,6 +77,21 @@ def emulated_library() -> Path:
         pytest.skip(lack)
     options = ["-DMBV3FAST_EXAMPLE=ON", f"-DMBV3FAST_TESTS={Path(__file__).parent / 'cuda' / 'kernels.cu'}"]
     return builder.build(library.FOLDER, emulated=True, options=options)
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained Small as a model of Triton Inference Server, on a CPU. Compiling takes long: workers share it."""
+    from examples.triton_server.make_repository import Service, write
+    from tests.networks import trained_small
+
+    base = tmp_path_factory.getbasetemp()
+    place = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = place / "models" / "digits"
+    with FileLock(place / "models.lock"):
+        if not folder.exists():
+            write(trained_small(), folder, Service(max_batch=8), size=(64, 64), verify=False)
+    return folder
 
 
 @pytest.fixture

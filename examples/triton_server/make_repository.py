@@ -47,7 +47,10 @@ model_warmup [ {
   inputs { key: "INPUT__0" value { data_type: $taken dims: [ $dims ] zero_data: true } }
 } ]
 """)
-KEPT_ON_GPU = 'parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }\n'
+KEPT_ON_GPU = """\
+# Images that are on the GPU, from shared memory or from another model, stay there.
+parameters { key: "FORCE_CPU_ONLY_INPUT_TENSORS" value { string_value: "no" } }
+"""
 
 
 @dataclass(frozen=True)
