@@ -160,7 +160,7 @@ def hidden(width: int, first: str, last: str) -> Edit:
 )
 def test_a_mix_of_widths_is_refused(name: str, edit: Edit) -> None:
     refused(
-        "a mix is refused, and so is torchvision's reduced",
+        "a mix is refused",
         PEERS[name].variant,
         weights=edit(trained_state(name)),
         **source_of(name),
