@@ -6,23 +6,23 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
 .PHONY: demo test test-full test-kernels lint bench docs docs-tables readme-performance clean
-DRY_RUN := tests/test_dry_run.py
 KERNEL_TESTS := tests/kernels tests/interpreted
 
 demo: $(READY)
 	$(BIN)/mbv3fast demo
 
-# Interpreting kernels, compiling them, and neither: one of them a process. The dry run of all benchmarks, which takes
-# minutes on one core, is beside the kernels' tests, since it builds a library that others look for.
+# Interpreting kernels, compiling them, and neither: one of them a process. What times itself has the cores alone.
 test: lint $(PEERS)
-	$(BIN)/pytest -n 2 -m "not slow and not gpu" --ignore $(DRY_RUN)
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not gpu" $(DRY_RUN) $(KERNEL_TESTS)
+	$(BIN)/pytest -n 2 -m "not slow and not gpu and not alone"
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow and not gpu" $(KERNEL_TESTS)
 	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 -m "not slow and not gpu" tests/offline
+	$(BIN)/pytest -m alone
 
 test-full: lint $(PEERS)
-	$(BIN)/pytest -n 2 --ignore $(DRY_RUN)
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 --dist worksteal $(DRY_RUN) $(KERNEL_TESTS)
+	$(BIN)/pytest -n 2 -m "not alone"
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 $(KERNEL_TESTS)
 	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 tests/offline
+	$(BIN)/pytest -m alone
 
 test-kernels: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow" $(KERNEL_TESTS)

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from benchmarks.gpu.stages import ROOT, stages
 
-MINUTES = 8
+pytestmark = pytest.mark.alone
+MINUTES = 5
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}  # what else the machine does then costs no more than its share
-ENV.pop("TRITON_INTERPRET", None)  # of the tests beside it
 RUN = (sys.executable, "-m", "benchmarks.gpu_run", "--dry-run", "--minutes", str(MINUTES))
 
 
