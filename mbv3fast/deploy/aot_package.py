@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor import config as inductor_config
 
 from mbv3fast.backend import ENVIRONMENT, BackendError, interpreted, lacks_kernels, op_backend, requested
-from mbv3fast.deploy.job import ExportError, Job, Written
+from mbv3fast.deploy.job import OTHERS, ExportError, Job, Written
 from mbv3fast.description import METADATA_KEY
 from mbv3fast.ops.target import configured_for
 from mbv3fast.torch_state import for_any_batch
 
-_OTHERS = 10  # times PyTorch's own error: Inductor fuses and sums as it likes
 
-
-def write_package(job: Job, path: Path, _verify: bool) -> Written:
+def write_package(job: Job, path: Path) -> Written:
     """Write a .pt2 of `job`. Raises as `export`."""
+    from torch._inductor import config as inductor_config  # seconds, and only an export needs it
+
     backend = _server(job)
     program = job.model.fused(backend)
     height, width = job.size
@@ -67,4 +66,4 @@ def _described(job: Job, backend: str, most: int) -> Written:
     if backend == "triton":
         costs = job.model.plan("triton").costs((job.batch, job.model.config.in_chans, *job.size))
         return Written(f"{sum(cost.launches for cost in costs)} launches of our kernels, compiled for {machine}", most)
-    return Written(f"PyTorch's operators on folded weights, compiled for {machine}", most, factor=_OTHERS)
+    return Written(f"PyTorch's operators on folded weights, compiled for {machine}", most, factor=OTHERS)
