@@ -248,7 +248,7 @@ def network(
 
 def has_reduced_tail(config: NetworkConfig) -> bool:
     """Whether the last stage is narrower than in the tables, beside the one before it."""
-    before = next(block.in_channels for block in reversed(config.blocks) if block.table_stride > 1)
+    before = next((block.in_channels for block in reversed(config.blocks) if block.table_stride > 1), 0)
     table = ROWS[config.variant]
     ratio = table[-1].out / table[-1 - STAGES[config.variant][-1]].out
     return config.blocks[-1].out_channels < 0.75 * ratio * before  # a half, but for rounding

@@ -19,7 +19,7 @@ from mbv3fast.config import (
 from mbv3fast.description import Description
 from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3, build
 from mbv3fast.preprocess import Preprocess
-from mbv3fast.pyramid import dilated
+from mbv3fast.pyramid import with_output_stride
 from mbv3fast.serving import logger
 from mbv3fast.tables import Variant
 from mbv3fast.weights import Checkpoint, WeightsError, read
@@ -82,10 +82,8 @@ def _factory(variant: Variant, **named: Any) -> FusedMobileNetV3 | FusedFeatureE
 
 
 def _strided(config: NetworkConfig, output_stride: int | None, source: str | None) -> NetworkConfig:
-    """`config` at an output stride, if one is asked for that it doesn't have."""
-    if output_stride is None or output_stride == config.output_stride:
-        return config
-    return dilated(config, output_stride, from_stride=source not in ("timm", "timm-tf"))
+    """`config` at an output stride, by the convention of those whose weights or architecture it is."""
+    return with_output_stride(config, output_stride, from_stride=source not in ("timm", "timm-tf"))
 
 
 def _filled(checkpoint: Checkpoint, config: NetworkConfig, **named: Any) -> FusedMobileNetV3 | FusedFeatureExtractor:

@@ -13,7 +13,7 @@ from mbv3fast.description import Description
 from mbv3fast.layers import initialise
 from mbv3fast.model import Backbone, feature_layers
 from mbv3fast.preprocess import Preprocess, channels_first
-from mbv3fast.pyramid import FeatureLevel, feature_map
+from mbv3fast.pyramid import FeatureLevel, feature_maps
 
 HIDDEN = 128  # channels of the head
 
@@ -52,7 +52,7 @@ class LRASPP(Backbone):
         _needs_classes(config.num_classes)
         self.labels: tuple[str, ...] | None = None
         self.backbone = feature_layers(config)
-        outputs = [feature_map(config, index) for index in range(len(self.backbone))]
+        outputs = feature_maps(config)
         low, high = next(level for level in outputs if level.stride == 8), outputs[-1]
         self.levels: tuple[FeatureLevel, ...] = (low, high)
         self.classifier = LRASPPHead(low.channels, high.channels, config.num_classes)

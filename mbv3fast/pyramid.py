@@ -18,14 +18,19 @@ class FeatureLevel:
     stride: int
 
 
-def feature_map(config: NetworkConfig, index: int) -> FeatureLevel:
-    """What `features[index]` puts out."""
-    return _outputs(config)[index]
+def feature_maps(config: NetworkConfig) -> list[FeatureLevel]:
+    """What each of `features` puts out."""
+    outputs = [FeatureLevel(0, config.stem, 2)]
+    for block in config.blocks:
+        outputs.append(FeatureLevel(len(outputs), block.out_channels, outputs[-1].stride * block.stride))
+    for width in config.last_convs:
+        outputs.append(FeatureLevel(len(outputs), width, outputs[-1].stride))
+    return outputs
 
 
 def feature_levels(config: NetworkConfig) -> tuple[FeatureLevel, ...]:
     """The feature pyramid's five levels, the last map of each stage: strides 2, 4, 8, 16, 32, but where dilated."""
-    outputs = _outputs(config)
+    outputs = feature_maps(config)
     starts = [i for i, block in enumerate(config.blocks, start=1) if block.table_stride > 1]
     return tuple(outputs[end - 1] for end in (*starts, len(outputs)))
 
@@ -53,10 +58,8 @@ def dilated(config: NetworkConfig, output_stride: int, *, from_stride: bool) -> 
     return replace(config, blocks=tuple(blocks))
 
 
-def _outputs(config: NetworkConfig) -> list[FeatureLevel]:
-    outputs = [FeatureLevel(0, config.stem, 2)]
-    for block in config.blocks:
-        outputs.append(FeatureLevel(len(outputs), block.out_channels, outputs[-1].stride * block.stride))
-    for width in config.last_convs:
-        outputs.append(FeatureLevel(len(outputs), width, outputs[-1].stride))
-    return outputs
+def with_output_stride(config: NetworkConfig, output_stride: int | None, *, from_stride: bool) -> NetworkConfig:
+    """`dilated`, if a stride is asked for that `config` doesn't have."""
+    if output_stride is None or output_stride == config.output_stride:
+        return config
+    return dilated(config, output_stride, from_stride=from_stride)

@@ -8,10 +8,11 @@ from typing import Any
 from mbv3fast.config import SOURCES, NetworkConfig, has_reduced_tail, network
 from mbv3fast.factory import large
 from mbv3fast.fast import FusedLRASPP, served
-from mbv3fast.pyramid import dilated
+from mbv3fast.pyramid import dilated, with_output_stride
 from mbv3fast.serving import logger
 from mbv3fast.weights import WeightsError
-from mbv3fast.weights.segmentation import PREPROCESS, read_lraspp
+from mbv3fast.weights.published import SEGMENTATION
+from mbv3fast.weights.segmentation import read_lraspp
 
 _OUTPUT_STRIDE = 16
 _CLASSES = 21  # of Pascal VOC, the background among them
@@ -51,7 +52,7 @@ def lraspp_large(
         return _read(weights, num_classes, output_stride, reduced_tail, settings)
     if source is not None and weights_backbone is None:
         raise ValueError("source: is of weights_backbone=, which is None")
-    config, preprocess, features = _config(output_stride, reduced_tail), PREPROCESS, None
+    config, preprocess, features = _config(output_stride, reduced_tail), SEGMENTATION, None
     if weights_backbone is not None:
         found = large(
             weights_backbone,
@@ -87,8 +88,7 @@ def _read(
     config = found.description.config
     if reduced_tail not in (None, has_reduced_tail(config)):
         raise WeightsError(f"reduced_tail: got {reduced_tail}, but the weights say otherwise")
-    if output_stride not in (None, config.output_stride):
-        config = dilated(config, output_stride or 0, from_stride=True)
+    config = with_output_stride(config, output_stride, from_stride=True)
     model = served(FusedLRASPP(config, found.description.preprocess), **settings)
     model.load_state_dict(found.state)
     model.labels = found.description.labels

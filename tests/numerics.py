@@ -78,3 +78,9 @@ def assert_agrees(got: Tensor, plain: Tensor, truth: Tensor) -> None:
     assert got.dtype == plain.dtype
     error, allowed = Error.of(got, truth), allowance(plain, truth)
     assert error.within(allowed), f"{error} exceeds {allowed}"
+
+
+def assert_engine_agrees(model: Network, x: Tensor) -> None:
+    """The engine's outputs keep the rule beside the modules'."""
+    for got, plain, truth in zip(by_engine(model, x), by_module(model, x), exact(model, x), strict=True):
+        assert_agrees(got, plain, truth)

@@ -17,7 +17,7 @@ from mbv3fast.config import NetworkConfig, network
 from mbv3fast.pyramid import dilated, feature_levels
 from mbv3fast.tables import Variant
 from mbv3fast.weights import save, to_torchvision
-from tests.numerics import assert_agrees, by_engine, by_module, exact
+from tests.numerics import assert_engine_agrees
 from tests.peers import noise, trained
 
 VARIANTS: tuple[Variant, ...] = ("large", "small")
@@ -36,11 +36,6 @@ def run(model: nn.Module, x: Tensor) -> Any:
     return model(x)
 
 
-def check(model: nn.Module, x: Tensor) -> None:
-    for got, plain, truth in zip(by_engine(model, x), by_module(model, x), exact(model, x), strict=True):
-        assert_agrees(got, plain, truth)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("reduced_tail", "is_dilated"), [(False, True), (True, False), (True, True)])
 def test_torchvisions_tails(torchvision: ModuleType, variant: Variant, reduced_tail: bool, is_dilated: bool) -> None:
@@ -49,7 +44,7 @@ def test_torchvisions_tails(torchvision: ModuleType, variant: Variant, reduced_t
     model = ours(variant, weights=theirs.state_dict(), output_stride=16 if is_dilated else None)
     x = noise(2, 97, 129)
     assert model.config.output_stride == (16 if is_dilated else 32)
-    check(model, x)
+    assert_engine_agrees(model, x)
     assert_close(run(model, x), run(theirs, x))
     fresh = ours(variant, source="torchvision", reduced_tail=reduced_tail, output_stride=model.config.output_stride)
     fresh.load_state_dict(theirs.state_dict())
@@ -73,7 +68,7 @@ def test_timms_output_strides(timm: ModuleType, name: str, source: str, output_s
     assert model.feature_info.reduction() == theirs.feature_info.reduction()
     assert model.feature_info.channels() == theirs.feature_info.channels()
     x = noise(2, 97, 129)
-    check(model, x)
+    assert_engine_agrees(model, x)
     for got, wanted in zip(run(model, x), run(theirs, x), strict=True):
         assert_close(got, wanted)
 

@@ -15,7 +15,7 @@ from mbv3fast.cuda.library import lacks_library
 from mbv3fast.disagreement import disagreement
 from mbv3fast.ops import OPS
 from tests.networks import calibrated_features, calibrated_large, digit_tiles, photographs, trained_small
-from tests.numerics import Network, assert_agrees, by_engine, by_module, exact
+from tests.numerics import Network, assert_engine_agrees
 from tests.stand_ins import in_threads
 
 pytestmark = [
@@ -45,11 +45,6 @@ def on_gpu(model: Network, dtype: torch.dtype = torch.float32, **named: Any) -> 
 
 def images(count: int, size: int = 224, seed: int = 0) -> Tensor:
     return photographs(min(count, 8), size, seed).repeat(-(-count // 8), 1, 1, 1)[:count].to(GPU)
-
-
-def check(model: Any, x: Tensor) -> None:
-    for got, plain, truth in zip(by_engine(model, x), by_module(model, x), exact(model, x), strict=True):
-        assert_agrees(got, plain, truth)
 
 
 @pytest.fixture(params=["triton", "cuda"])
@@ -84,7 +79,7 @@ def test_every_step_agrees_with_its_reference(backend: str, name: str, dtype: to
 def test_networks(backend: str, name: str, dtype: torch.dtype, batch: int, size: int, cuda_graphs: bool) -> None:
     skip_what_it_does_not_take(backend, dtype)
     model = on_gpu(NETWORKS[name](), dtype, backend=backend, cuda_graphs=cuda_graphs)
-    check(model, images(batch, size).to(dtype))
+    assert_engine_agrees(model, images(batch, size).to(dtype))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -107,11 +102,11 @@ def test_auto_chooses_the_kernels_after_its_check(tmp_path: Any, monkeypatch: py
     with torch.inference_mode():
         decision = model.explain(x)
     assert decision.backend == "triton", decision.reason
-    check(model, x)
+    assert_engine_agrees(model, x)
 
 
 def test_feature_maps() -> None:
-    check(on_gpu(calibrated_features(), torch.float16), images(2).half())
+    assert_engine_agrees(on_gpu(calibrated_features(), torch.float16), images(2).half())
 
 
 def test_the_digits_are_read_as_the_reference_reads_them() -> None:
@@ -210,7 +205,7 @@ def test_new_weights_are_seen_behind_a_replay() -> None:
         model(x)
     with torch.no_grad():
         model.features[3].project[0].weight.mul_(1.5)
-    check(model, x)
+    assert_engine_agrees(model, x)
 
 
 def test_an_input_elsewhere_is_refused_behind_a_replay() -> None:

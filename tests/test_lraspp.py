@@ -17,7 +17,7 @@ from mbv3fast import WeightsError
 from mbv3fast.description import Description
 from mbv3fast.fold import UnsupportedError
 from mbv3fast.weights import published
-from tests.numerics import assert_agrees, by_engine, by_module, exact
+from tests.numerics import assert_engine_agrees
 from tests.peers import noise, trained
 
 
@@ -31,11 +31,6 @@ def scores(model: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def check(model: nn.Module, x: Tensor) -> None:
-    for got, plain, truth in zip(by_engine(model, x), by_module(model, x), exact(model, x), strict=True):
-        assert_agrees(got, plain, truth)
-
-
 def lraspp(torchvision: ModuleType, **options: Any) -> nn.Module:
     """torchvision's, with weights that tell every part from others."""
     build = torchvision.models.segmentation.lraspp_mobilenet_v3_large
@@ -47,7 +42,7 @@ def test_lraspp(torchvision: ModuleType, size: tuple[int, int]) -> None:
     theirs = lraspp(torchvision)
     model = mbv3fast.lraspp_large(theirs.state_dict()).eval()
     x = noise(2, *size)
-    check(model, x)
+    assert_engine_agrees(model, x)
     assert_close(scores(model, x), scores(theirs, x))
     assert [tuple(step.shape) for step in model.maps(x)] == [
         (2, level.channels, *(math.ceil(side / level.stride) for side in size)) for level in model.levels
@@ -75,7 +70,7 @@ def test_lraspp_takes_bytes_and_half_floats(torchvision: ModuleType) -> None:
     pixels = torch.randint(0, 256, (2, 65, 97, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert_close(scores(model, pixels), scores(model, model.normalised(pixels)))
     assert_close(scores(model, pixels.permute(0, 3, 1, 2)), scores(model, pixels))
-    check(copy.deepcopy(model).half(), noise(2, 65, 97).half())
+    assert_engine_agrees(copy.deepcopy(model).half(), noise(2, 65, 97).half())
 
 
 def test_arguments_beside_weights_of_ours() -> None:

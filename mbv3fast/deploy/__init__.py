@@ -39,9 +39,8 @@ def export(
     backend: of a .pt2, "triton", our kernels compiled for the GPU that the model is on (on a CPU in Triton's
     interpreter, whose package needs `import mbv3fast.ops`); "torch", PyTorch's operators on folded weights, compiled by
     Inductor for the model's device; "auto", our kernels on a GPU that they serve, else PyTorch's.
-    An .onnx has PyTorch's operators whatever it says.
-    opset: of an .onnx. verify: compares what the file puts out, of a few random batches,
-    with the modules in float64.
+    An .onnx has PyTorch's operators alone.
+    opset: of an .onnx. verify: compares what the file puts out, of a few random batches, with the modules in float64.
 
     Raises ValueError for other arguments, ExportError where the file can't be made or computes something else,
     BackendError where who was asked for can't serve, UnsupportedError where the model can't be folded.
@@ -54,10 +53,10 @@ def export(
         raise ValueError(f"path: got {target}, whose folder does not exist")
     if target.is_dir():
         raise ValueError(f"path: got {target}, which is a folder")
-    job = Job.of(model, size, batch, uint8, backend, opset)
+    job = Job.of(model, size, batch, uint8, backend, opset, verify)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.resolve().parent) as folder:
         file = Path(folder, target.name)  # whose suffix its readers go by
-        written = writers[target.suffix](job, file, verify)
+        written = writers[target.suffix](job, file)
         found = compare(job, file, written) if verify else None
         with replacing(target) as temporary:
             os.replace(file, temporary)

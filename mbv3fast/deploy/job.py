@@ -16,6 +16,7 @@ from mbv3fast.calls import CUSTOMISED
 from mbv3fast.checks import MIN_SIZE
 from mbv3fast.serving import Served
 
+OTHERS = 10  # times PyTorch's own error, for code of other makers, which fuses and sums as it likes
 _MOST_PIXELS = 2**30  # of an image
 
 
@@ -63,6 +64,7 @@ class Job:
     uint8: bool
     backend: str
     opset: int
+    verify: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, Served):
@@ -80,7 +82,7 @@ class Job:
             raise ValueError(f"batch: got {self.batch!r}, needs at least 1 image")
 
     @classmethod
-    def of(cls, model: Any, size: Any, batch: Any, uint8: bool, backend: str, opset: int) -> Job:
+    def of(cls, model: Any, size: Any, batch: Any, uint8: bool, backend: str, opset: int, verify: bool) -> Job:
         """Of arguments as users give them. Raises TypeError and ValueError."""
         try:
             whole = tuple(map(operator.index, size))
@@ -90,7 +92,7 @@ class Job:
             images = 0 if isinstance(batch, bool) else operator.index(batch)
         except TypeError as error:
             raise ValueError(f"batch: got {batch!r}, needs a whole number of images") from error
-        return cls(model, whole, images, bool(uint8), backend, opset)
+        return cls(model, whole, images, bool(uint8), backend, opset, verify)
 
     @property
     def like(self) -> Tensor:

@@ -10,21 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbv3fast.deploy.job import ExportError, Job, Written, leaves
+from mbv3fast.deploy.job import OTHERS, ExportError, Job, Written, leaves
 from mbv3fast.description import METADATA_KEY
 from mbv3fast.serving import Served
 
 OPSET = 22
-_OTHERS = 10  # times PyTorch's own error: runtimes sum as they like
 
 
-def write_onnx(job: Job, path: Path, verify: bool) -> Written:
+def write_onnx(job: Job, path: Path) -> Written:
     """Write an .onnx of `job`, for any batch and any size. Raises as `export`."""
     if job.backend not in ("auto", "torch"):
         raise ValueError(f"backend: got {job.backend!r}, an .onnx has PyTorch's operators alone: 'torch' or 'auto'")
     if job.like.dtype is torch.bfloat16:
         raise ValueError("model: is torch.bfloat16, an .onnx needs float32 or float16, since runtimes have no other")
-    needed = ("onnx", "onnxscript", *(("onnxruntime",) if verify else ()))
+    needed = ("onnx", "onnxscript", *(("onnxruntime",) if job.verify else ()))
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f".onnx: needs {' and '.join(missing)}: pip install 'mbv3fast[onnx]'")
@@ -50,7 +49,7 @@ def write_onnx(job: Job, path: Path, verify: bool) -> Written:
     except Exception as error:  # whatever a tracer or a converter may say
         raise ExportError(f".onnx: PyTorch can't export it: {error}") from error
     other = (job.size[0] + 33, job.size[1] + 14)
-    return Written(f"ONNX's operators, opset {job.opset}, any height and width", None, sizes=(other,), factor=_OTHERS)
+    return Written(f"ONNX's operators, opset {job.opset}, any height and width", None, sizes=(other,), factor=OTHERS)
 
 
 class _Reference(nn.Module):

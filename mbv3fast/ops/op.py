@@ -42,8 +42,8 @@ class Op:
         for key in ("CPU", "CUDA"):
             _LIBRARY.impl(spec.name, self._compute, key)
         _LIBRARY.impl(spec.name, self._differentiate, "Autograd")
-        torch.library.register_fake(f"{NAMESPACE}::{spec.name}", self._fake, lib=_LIBRARY)
         name = f"{NAMESPACE}::{spec.name}"
+        torch.library.register_fake(name, self._fake, lib=_LIBRARY)
         torch.library.register_torch_dispatch(name, FunctionalTensorMode, self._decompose, lib=_LIBRARY)
         self._registered = getattr(getattr(torch.ops, NAMESPACE), spec.name).default
         OPS[spec.name] = self

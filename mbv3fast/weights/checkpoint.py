@@ -187,11 +187,12 @@ def _check_source(config: NetworkConfig, source: str | None) -> None:
 def _fit(
     state: Mapping[str, Tensor], kind: Kind, config: NetworkConfig, names: list[tuple[str, str]] | None
 ) -> dict[str, Tensor]:
+    """`fit` for a classifier of `config`; names: (ours, theirs), None where they are the same."""
     for field in ("blocks", "last_convs"):
         count = len(getattr(config, field))
         if count > len(state):
             raise WeightsError(f"weights: {count} {field} are described, but only {len(state)} tensors given")
     with torch.device("meta"):
         needed = MobileNetV3(config).state_dict()
-    theirs = dict(names) if names is not None else {key: key for key in needed}
+    theirs = None if names is None else dict(names)
     return fit(state, needed, theirs, config.bn_eps, f"a {config.variant} MobileNetV3 of {kind}'s kind")

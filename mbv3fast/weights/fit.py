@@ -12,12 +12,18 @@ from mbv3fast.weights.names import OPTIONAL_TENSOR
 
 
 def fit(
-    state: Mapping[str, Tensor], needed: Mapping[str, Tensor], theirs: Mapping[str, str], bn_eps: float, whole: str
+    state: Mapping[str, Tensor],
+    needed: Mapping[str, Tensor],
+    theirs: Mapping[str, str] | None,
+    bn_eps: float,
+    whole: str,
 ) -> dict[str, Tensor]:
-    """`state` renamed and reshaped to exactly what is needed, by keys of `needed`, whose names in `state` are `theirs`.
+    """`state` renamed and reshaped to exactly what is needed, by keys of `needed`.
 
-    whole: what an unknown key belongs to no part of. WeightsError names the first key that doesn't fit.
+    theirs: the names in `state` of these keys, None where they are the same. whole: what an unknown key belongs to no
+    part of. WeightsError names the first key that doesn't fit.
     """
+    theirs = {key: key for key in needed} if theirs is None else theirs
     fitted: dict[str, Tensor] = {}
     for key, like in needed.items():
         name = theirs[key]

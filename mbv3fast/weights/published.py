@@ -35,12 +35,9 @@ PUBLISHED: dict[Variant, dict[str, Published]] = {
     },
     "small": {"IMAGENET1K_V1": Published(_BASE + "mobilenet_v3_small-047dcff4.pth", Preprocess())},
 }
-
-
+SEGMENTATION = Preprocess(resize=520, crop=None)
 LRASPP: dict[str, Published] = {
-    "COCO_WITH_VOC_LABELS_V1": Published(
-        _BASE + "lraspp_mobilenet_v3_large-d234d4ea.pth", Preprocess(resize=520, crop=None)
-    )
+    "COCO_WITH_VOC_LABELS_V1": Published(_BASE + "lraspp_mobilenet_v3_large-d234d4ea.pth", SEGMENTATION)
 }
 
 
@@ -52,7 +49,7 @@ def resolve_name(name: str, variant: Variant) -> Published | None:
 
 def preprocess_of_file(name: str) -> Preprocess | None:
     """The preprocessing of the published file called `name`, however it came here; None for any other."""
-    published = (entry for entries in PUBLISHED.values() for entry in entries.values())
+    published = (entry for entries in (*PUBLISHED.values(), LRASPP) for entry in entries.values())
     return next((entry.preprocess for entry in published if entry.url.endswith("/" + name)), None)
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mbv3fast.config import NetworkConfig
 from mbv3fast.description import Description
 from mbv3fast.lraspp import LRASPP
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.weights import published
+from mbv3fast.weights.checkpoint import Checkpoint
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.files import read_file, unwrap
 from mbv3fast.weights.fit import fit
 
 _ENUM = "LRASPP_MobileNet_V3_Large_Weights"
 _LAST = "classifier.low_classifier.weight"
-PREPROCESS = Preprocess(resize=520, crop=None)
 # Of Pascal VOC (Everingham et al. 2010), in the order of its indices.
 VOC_LABELS = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -29,15 +28,7 @@ VOC_LABELS = (
 )
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """Tensors by their names, and the description of their network."""
-
-    state: dict[str, Tensor]
-    description: Description
-
-
-def read_lraspp(weights: Any, config: NetworkConfig) -> Segmentation:
+def read_lraspp(weights: Any, config: NetworkConfig) -> Checkpoint:
     """Read a state dict, a path, a published name or torchvision's enum member, for networks of `config`.
 
     What state dicts of ours say of themselves, and the number of classes, come before what `config` says.
@@ -52,12 +43,11 @@ def read_lraspp(weights: Any, config: NetworkConfig) -> Segmentation:
     if description is None:
         config = replace(config, num_classes=state[_LAST].shape[0])
         labels = VOC_LABELS if known is not None and config.num_classes == len(VOC_LABELS) else None
-        description = Description(config, known or PREPROCESS, labels)
+        description = Description(config, known or published.SEGMENTATION, labels)
     with torch.device("meta"):
         needed = LRASPP(description.config).state_dict()
-    names = {key: key for key in needed}
-    eps = description.config.bn_eps
-    return Segmentation(fit(state, needed, names, eps, "LR-ASPP on a MobileNetV3-Large"), description)
+    fitted = fit(state, needed, None, description.config.bn_eps, "LR-ASPP on a MobileNetV3-Large")
+    return Checkpoint(fitted, description)
 
 
 def _resolve(weights: Any) -> tuple[Any, Description | None, Preprocess | None]:
@@ -73,6 +63,5 @@ def _resolve(weights: Any) -> tuple[Any, Description | None, Preprocess | None]:
             raise WeightsError(f"weights: got {name!r}, needs a state dict, a path, or one of {known}")
     if isinstance(name, (str, os.PathLike)):
         state, description = read_file(Path(name))
-        of_file = (entry.preprocess for entry in published.LRASPP.values() if entry.url.endswith("/" + Path(name).name))
-        return state, description, next(of_file, None)
+        return state, description, published.preprocess_of_file(Path(name).name)
     return name, None, None

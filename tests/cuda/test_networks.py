@@ -36,7 +36,7 @@ from tests.networks import (
     randomise,
     trained_small,
 )
-from tests.numerics import Network, assert_agrees, by_engine, by_module, exact
+from tests.numerics import Network, assert_agrees, assert_engine_agrees
 
 NETWORKS: dict[Variant, Callable[[], Network]] = {"large": calibrated_large, "small": trained_small}
 HALF, BRAIN = torch.float16, torch.bfloat16
@@ -58,26 +58,20 @@ def images(name: Variant, count: int = 2) -> Tensor:
     return digit_tiles()[:count] if name == "small" else photographs(count, 64)
 
 
-def check(model: Any, x: Tensor) -> None:
-    """The engine's outputs keep the rule of `numerics`."""
-    for got, plain, truth in zip(by_engine(model, x), by_module(model, x), exact(model, x), strict=True):
-        assert_agrees(got, plain, truth)
-
-
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: Variant, dtype: torch.dtype) -> None:
-    check(on_cuda(NETWORKS[name](), dtype), images(name).to(dtype))
+    assert_engine_agrees(on_cuda(NETWORKS[name](), dtype), images(name).to(dtype))
 
 
 @pytest.mark.parametrize("name", ["small", pytest.param("large", marks=pytest.mark.slow)])
 def test_networks_at_224(name: Variant) -> None:
-    check(on_cuda(NETWORKS[name]()), photographs(1, 224).half())
+    assert_engine_agrees(on_cuda(NETWORKS[name]()), photographs(1, 224).half())
 
 
 @pytest.mark.parametrize("name", ["small", pytest.param("large", marks=pytest.mark.slow)])
 def test_networks_at_odd_sizes(name: Variant) -> None:
-    check(on_cuda(NETWORKS[name]()), photographs(3, 97)[:, :, :, :41].half())
+    assert_engine_agrees(on_cuda(NETWORKS[name]()), photographs(3, 97)[:, :, :, :41].half())
 
 
 @pytest.mark.parametrize(("name", "chip", "sms"), [("small", 80, 108), ("large", 86, 84), ("small", 90, 1)])
@@ -89,13 +83,13 @@ def test_networks_as_other_chips_run_them(
         engine, "cuda_target", lambda *_, **__: Target(sms, pdl=chip >= 90, cuda=True, capability=chip, triton=False)
     )
     emulation.mbv3fast_emulate(chip, 1)
-    check(on_cuda(NETWORKS[name]()), images(name).half())
+    assert_engine_agrees(on_cuda(NETWORKS[name]()), images(name).half())
 
 
 @pytest.mark.parametrize("network", [calibrated_features, dilated_features])
 def test_feature_maps(network: Callable[[], Network]) -> None:
     """Blocks with dilation, which CUDA kernels don't cover, are computed by others."""
-    check(on_cuda(network()), photographs(1, 64).half())
+    assert_engine_agrees(on_cuda(network()), photographs(1, 64).half())
 
 
 def test_the_digits_are_read_as_the_reference_reads_them() -> None:
@@ -125,7 +119,7 @@ def test_tensorflows_padding() -> None:
     model = mbv3fast.small(source="timm-tf")
     randomise(model)
     calibrate(model, photographs(8, 64, seed=1))
-    check(on_cuda(model), photographs(2, 64)[:, :, :, :50].half())
+    assert_engine_agrees(on_cuda(model), photographs(2, 64)[:, :, :, :50].half())
 
 
 def test_explain_says_cuda() -> None:
@@ -225,7 +219,7 @@ def test_what_cuda_does_not_cover() -> None:
     covered = {planned.step.name for planned in planned_launches(own.plan(), tuple(x.shape), alone)}
     steps = [step.name for step in own.plan().steps if step.name.startswith("features.")]
     assert {name.split(".")[1] for name in steps if name not in covered} == {"0", "3", "4", "5", "9"}
-    check(own, x)
+    assert_engine_agrees(own, x)
 
 
 @pytest.mark.parametrize("options", [{"width_mult": 1.25}, {"minimal": True}, {"width_mult": 0.5}])
@@ -237,4 +231,4 @@ def test_other_networks(options: dict[str, Any]) -> None:
     own = on_cuda(model)
     x = photographs(1, 64).half()
     assert any(planned_launches(own.plan(), tuple(x.shape), Target(cuda=True, triton=False)))
-    check(own, x)
+    assert_engine_agrees(own, x)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,7 +25,7 @@ from tests.networks import (
     photographs,
     trained_small,
 )
-from tests.numerics import Network, assert_agrees, by_engine, by_module, exact
+from tests.numerics import Network, assert_agrees, assert_engine_agrees
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1: `make test-kernels`", allow_module_level=True)
@@ -43,28 +42,22 @@ def on_triton(model: Network, dtype: torch.dtype = FLOAT) -> Any:
     return own.eval()
 
 
-def check(model: Any, x: Tensor) -> None:
-    """The engine's outputs keep the rule of `numerics`."""
-    for got, plain, truth in zip(by_engine(model, x), by_module(model, x), exact(model, x), strict=True):
-        assert_agrees(got, plain, truth)
-
-
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str, dtype: torch.dtype) -> None:
     x = digit_tiles()[:2] if name == "small" else photographs(2, 64)
-    check(on_triton(NETWORKS[name](), dtype), x.to(dtype))
+    assert_engine_agrees(on_triton(NETWORKS[name](), dtype), x.to(dtype))
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("large", HALF), ("small", FLOAT)])
 def test_networks_at_224(name: str, dtype: torch.dtype) -> None:
-    check(on_triton(NETWORKS[name](), dtype), photographs(1, 224).to(dtype))
+    assert_engine_agrees(on_triton(NETWORKS[name](), dtype), photographs(1, 224).to(dtype))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_at_odd_sizes(name: str) -> None:
     x = photographs(3, 97)[:, :, :, :41]
-    check(on_triton(NETWORKS[name]()), x)
+    assert_engine_agrees(on_triton(NETWORKS[name]()), x)
 
 
 @pytest.mark.slow
@@ -72,12 +65,12 @@ def test_networks_at_odd_sizes(name: str) -> None:
 def test_networks_at_a_gpus_configurations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "target_of", lambda *_, **__: Target())
     x = digit_tiles()[:1] if name == "small" else photographs(1, 64)
-    check(on_triton(NETWORKS[name](), HALF), x.half())
+    assert_engine_agrees(on_triton(NETWORKS[name](), HALF), x.half())
 
 
 @pytest.mark.parametrize("network", [calibrated_features, dilated_features])
 def test_feature_maps(network: Callable[[], Network]) -> None:
-    check(on_triton(network(), HALF), photographs(1, 64).half())
+    assert_engine_agrees(on_triton(network(), HALF), photographs(1, 64).half())
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(40, marks=pytest.mark.slow)])
