@@ -7,6 +7,7 @@ in these, `test_mutations` shows, nothing does.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 import mbv3fast
 from mbv3fast import Preprocess
 from mbv3fast.assets import DIGITS_SAMPLE
-from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3
+from mbv3fast.config import network
+from mbv3fast.fast import FusedFeatureExtractor, FusedMobileNetV3, build
 
 TILE = 8
 PHOTOGRAPH_SIZE = 128
@@ -89,6 +91,20 @@ def calibrated_large() -> FusedMobileNetV3:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    randomise(model)
+    calibrate(model, photographs(8, seed=1))
+    return model
+
+
+@functools.cache
+@torch.inference_mode(False)
+def short_small() -> FusedMobileNetV3:
+    """The first four blocks of a Small, every kind of them, and its head; calibrated. For what takes long a layer."""
+    torch.manual_seed(0)
+    whole = network("small", num_classes=10)
+    model = build(replace(whole, blocks=whole.blocks[:4]))
+    assert isinstance(model, FusedMobileNetV3)
+    model.labels = tuple("0123456789")
     randomise(model)
     calibrate(model, photographs(8, seed=1))
     return model

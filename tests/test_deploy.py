@@ -23,7 +23,7 @@ from mbv3fast.deploy import export, reload
 from mbv3fast.deploy.check import compare, run_afresh
 from mbv3fast.deploy.job import Job, Written, leaves
 from mbv3fast.description import Description
-from tests.networks import calibrated_features, digit_tiles, photographs, trained_small
+from tests.networks import calibrated_features, digit_tiles, photographs, short_small, trained_small
 from tests.numerics import Error, allowance, by_module, exact
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +39,9 @@ def assert_right(file: Path, model: Any, *inputs: torch.Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained Small as a .pt2 for this CPU; compiling takes long."""
+    """A short network as a .pt2 for this CPU; compiling takes long."""
     file = tmp_path_factory.mktemp("package") / "small.pt2"
-    made = export(trained_small(), file, size=(64, 64))
+    made = export(short_small(), file, size=(64, 64))
     assert made.contents.startswith("PyTorch's operators on folded weights, compiled for this CPU")
     assert made.input == "float32 [N, 3, 64, 64], N from 1 to 524,287"
     assert made.bytes == file.stat().st_size
@@ -52,7 +52,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_package_runs_by_itself(package: Path) -> None:
-    assert_right(package, trained_small(), *(digit_tiles()[:count] for count in (1, 2, 40)))
+    assert_right(package, short_small(), *(digit_tiles()[:count] for count in (1, 2, 40)))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_package_read_as_advised_refuses_other_inputs(
 def test_a_package_says_what_it_is(package: Path) -> None:
     metadata = torch._inductor.aoti_load_package(str(package)).get_metadata()
     described = Description.from_json(metadata["mbv3fast"])
-    assert described == trained_small().description()
+    assert described == short_small().description()
     assert described.labels == tuple("0123456789")
 
 
@@ -90,7 +90,7 @@ def test_a_package_runs_in_cpp(package: Path, tmp_path: Path) -> None:
     ran = subprocess.run([tmp_path / "build" / "run_package", *files], check=True, capture_output=True, text=True)
     assert ran.stdout.startswith("[3, 10] in ")
     with torch.inference_mode():
-        expected = trained_small()(digit_tiles()[:3])
+        expected = short_small()(digit_tiles()[:3])
     torch.testing.assert_close(torch.load(tmp_path / "output.pt"), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -98,16 +98,24 @@ def test_an_onnx_model_runs_by_itself(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     file = tmp_path / "small.onnx"
-    made = export(trained_small(), file, size=(64, 64))
+    made = export(short_small(), file, size=(64, 64))
     assert made.contents == "ONNX's operators, opset 22, any height and width"
     assert made.input == "float32 [N, 3, H, W], N from 1"
     assert made.difference is not None
-    assert_right(file, trained_small(), digit_tiles()[:1], digit_tiles()[:5], photographs(2, 97)[:, :, :, :45])
+    assert_right(file, short_small(), digit_tiles()[:1], digit_tiles()[:5], photographs(2, 97)[:, :, :, :45])
     model = onnx.load(file)
     onnx.checker.check_model(model)
     assert [entry.version for entry in model.opset_import] == [22]
     described = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(described["mbv3fast"])["labels"] == list("0123456789")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_whole_network(tmp_path: Path, suffix: str) -> None:
+    made = export(trained_small(), tmp_path / f"small{suffix}", size=(64, 64))
+    assert made.difference is not None
+    assert_right(made.path, trained_small(), *(digit_tiles()[:count] for count in (1, 2, 40)))
 
 
 @pytest.mark.slow
@@ -130,7 +138,7 @@ def test_segmentation(tmp_path: Path, suffix: str) -> None:
 def test_a_file_that_computes_something_else_is_refused(package: Path, tmp_path: Path) -> None:
     """By a model that has been changed since the file was written, and by half a file."""
     written = Written("", None, factor=10)
-    model = copy.deepcopy(trained_small())
+    model = copy.deepcopy(short_small())
     with torch.no_grad():
         model.features[3].project[0].weight.mul_(1.01)
     job = Job(model, (64, 64), 1, False, "torch", 22)

@@ -21,7 +21,7 @@ import torch
 import mbv3fast
 from mbv3fast import BackendError, ExportError
 from mbv3fast.cli.classify import class_names
-from mbv3fast.cli.options import load_model, model_options
+from mbv3fast.cli.options import evaluated_size, load_model, model_options
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.fold import UnsupportedError
 
@@ -172,10 +172,10 @@ def main(
 ) -> None:
     """Write FOLDER, named as the model is to be called, in a model repository."""
     network = load_model(**model)
-    crop = network.transforms().crop or 224
     service = Service(runner, max_batch, delay, instances)
     try:
-        write(network, folder, service, size=size or (crop, crop), floats=floats, batch=batch, verify=not no_check)
+        size = size or evaluated_size(network)
+        write(network, folder, service, size=size, floats=floats, batch=batch, verify=not no_check)
     except (ExportError, BackendError, UnsupportedError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{folder}: {', '.join(str(file.relative_to(folder)) for file in sorted(folder.rglob('*.*')))}")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mbv3fast.backend import BackendError
-from mbv3fast.cli.options import check_out, load_model, model_options
+from mbv3fast.cli.options import check_out, evaluated_size, load_model, model_options
 from mbv3fast.deploy import OPSET, ExportError
 from mbv3fast.deploy import export as export_model
 from mbv3fast.fold import UnsupportedError
@@ -36,12 +36,11 @@ def export(
     """
     check_out(out, [".pt2", ".onnx"])
     network = load_model(**model)
-    crop = network.transforms().crop or 0  # never None, `load_model` refuses that
     try:
         made = export_model(
             network,
             out,
-            size=size or (crop, crop),
+            size=size or evaluated_size(network),
             batch=batch,
             uint8=uint8,
             backend=model["backend"],

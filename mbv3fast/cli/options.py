@@ -97,6 +97,13 @@ def load_model(weights: str, model: str, source: str | None, device: str, dtype:
     return loaded.to(place, DTYPES[dtype]).eval()
 
 
+def evaluated_size(model: FusedMobileNetV3) -> tuple[int, int]:
+    """Height and width of the images that the weights of a model of `load_model` were evaluated on."""
+    crop = model.preprocess.crop
+    assert crop is not None, "`load_model` refuses that"
+    return crop, crop
+
+
 def as_options(message: str) -> str:
     """An error's advice on arguments as advice on options, of which there are fewer."""
     message = message.replace(", or give bn_eps= and tf_same_padding=", "")
