@@ -97,12 +97,15 @@ def activate(x, ACTIVATION: tl.constexpr):
         x = x * clamp6(x + 3.0) * _SIXTH
     elif ACTIVATION == "silu":
         x = x * tl.sigmoid(x)  # 0 where exp(-x) overflows
+    else:
+        tl.static_assert(ACTIVATION is None, "ACTIVATION")
     return x
 
 
 @triton.jit
 def gated(x, GATE: tl.constexpr):
     """The scale of squeeze-excite, float32 in and out; GATE is "hardsigmoid" or "sigmoid"."""
+    tl.static_assert(GATE == "sigmoid" or GATE == "hardsigmoid", "GATE")
     return tl.sigmoid(x) if GATE == "sigmoid" else hardsigmoid(x)
 
 

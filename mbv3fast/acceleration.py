@@ -7,8 +7,9 @@ import itertools
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mbv3fast.agreement import difference
 from mbv3fast.config import BlockConfig, NetworkConfig
 from mbv3fast.fast import FusedMobileNetV3, build
 from mbv3fast.foreign import ForeignBlock, ForeignConv, ForeignNetwork, UnknownModuleError, read_network
@@ -196,15 +197,10 @@ def _compare(model: nn.Module, ours: FusedMobileNetV3) -> None:
     exact = copy.deepcopy(model).eval()
     plain = exact(x)
     truth = exact.double()(x.double())
-    allowed = _FACTOR * _error(plain, truth) + max(_FLOOR, 8 * torch.finfo(like.dtype).eps)
+    floor = max(_FLOOR, 8 * torch.finfo(like.dtype).eps)
     for what, got in (("the modules", ours.reference_forward(x)), ("the engine", ours(x))):
         if got.shape != truth.shape:
             raise AccelerationError(f"{what} put out {list(got.shape)}, the model {list(truth.shape)}")
-        error = _error(got, truth)
-        if not error <= allowed:
-            raise AccelerationError(f"{what} err by {error:.2g} of the largest output, {allowed:.2g} is allowed")
-
-
-def _error(got: Tensor, truth: Tensor) -> float:
-    """Largest, of the largest output; NaN where one is."""
-    return ((got.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-30)).item()
+        found = difference(got, plain, truth, _FACTOR, floor)
+        if not found.agrees:
+            raise AccelerationError(f"{what} err by {found}")

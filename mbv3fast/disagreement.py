@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mbv3fast.agreement import difference
 from mbv3fast.engine import Engine, step_function, target_for
 from mbv3fast.ops import OPS
 from mbv3fast.ops.op import as_tuple
@@ -18,7 +19,6 @@ from mbv3fast.preprocess import Preprocess
 from mbv3fast.steps import step_reference, with_random_weights
 
 _MOST_IMAGES = 7  # that differ, since float64 takes time and memory; no tile's number, so that none is another's copy
-_FACTOR = 2  # of PyTorch's own error, by which a kernel may err
 
 
 def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> str:
@@ -73,14 +73,7 @@ def _difference(run: _Run, plainly: _Run, truly: _Run) -> str:
     except Exception as failure:  # whatever a compiler or a launcher may say on a GPU that nobody has tried
         return f"fails: {failure}"
     for result, plain, truth in zip(results, plainly(), truly(), strict=True):
-        floor = torch.finfo(result.dtype).eps * truth.abs().max().item()
-        error, allowed = _largest(result, truth), _largest(plain, truth)
-        if not error <= _FACTOR * allowed + floor:  # which NaN isn't either
-            return f"errs by {error:.3g}, PyTorch by {allowed:.3g}"
+        found = difference(result, plain, truth)
+        if not found.agrees:
+            return f"errs by {found}"
     return ""
-
-
-def _largest(got: Tensor, truth: Tensor) -> float:
-    """The largest error of any image, NaN where one is."""
-    errors = [(part.double() - truth[: len(part)]).abs().max() for part in got.split(len(truth))]
-    return torch.stack(errors).max().item()

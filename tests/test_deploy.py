@@ -142,7 +142,7 @@ def test_a_file_that_computes_something_else_is_refused(package: Path, tmp_path:
     with torch.no_grad():
         model.features[3].project[0].weight.mul_(1.01)
     job = Job(model, (64, 64), 1, False, "torch", 22)
-    with pytest.raises(ExportError, match=r"\.pt2: the file's outputs err by .* is allowed"):
+    with pytest.raises(ExportError, match=r"\.pt2: for an input of .* the file's outputs err by .* is allowed"):
         compare(job, package, written)
     broken = tmp_path / "broken.pt2"
     broken.write_bytes(package.read_bytes()[:1000])
@@ -169,6 +169,7 @@ def hooked() -> nn.Module:
         ({"size": (1 << 16, 1 << 16)}, r"size: got .*, needs .* at most 2\^30 pixels"),
         ({"path": "x.onnx", "backend": "triton"}, r"backend: got 'triton', an .onnx has PyTorch's operators alone"),
         ({"path": "x.onnx", "model": mbv3fast.small().eval().bfloat16()}, r"model: is torch.bfloat16, an .onnx needs"),
+        ({"opset": 22}, r"opset: got 22, only an \.onnx has one"),
         ({"size": 64}, r"size: got 64, needs a height and a width"),
         ({"batch": 0}, r"batch: got 0, needs at least 1 image"),
         ({"batch": 10**7}, r"batch: got 10000000, needs at most 42799 images of 224x224"),

@@ -20,7 +20,7 @@ FLOORS = (
     ("kernels", "cuda"),
     ("config",),
     ("pyramid",),
-    ("layers", "preprocess", "torch_state", "opaque"),
+    ("layers", "agreement", "preprocess", "torch_state", "opaque"),
     ("records", "foreign"),
     ("clearance",),
     ("backend",),

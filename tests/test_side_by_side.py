@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.contest.cases import NetworkCase
 from benchmarks.contest.contenders import Ready
-from benchmarks.contest.side_by_side import OTHERS_FACTOR, TURNS, Limits, SideBySide, Timed
+from benchmarks.contest.side_by_side import TURNS, Limits, SideBySide, Timed
 from benchmarks.contest.step_cases import op_cases
 from benchmarks.contest.workers import _Session
+from mbv3fast.agreement import OTHERS_FACTOR
 from tests import contenders
 from tests.contenders import CASE
 

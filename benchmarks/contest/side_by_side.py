@@ -17,10 +17,10 @@ from benchmarks.contest.cases import Case, Right
 from benchmarks.contest.contenders import Contender
 from benchmarks.contest.workers import RefusedError, View, Worker
 from benchmarks.names import OURS
+from mbv3fast.agreement import OTHERS_FACTOR
 from tests.numerics import FACTOR, Error, allowance
 
 TURNS = 5
-OTHERS_FACTOR = 10  # of PyTorch's own error; peers' rounding is their own, what must be seen is another network
 Answer = TypeVar("Answer")
 
 

@@ -7,22 +7,45 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <exception>
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace {
 
 torch::Tensor load(const char* path) {
   std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(std::string(path) + ": can't be read");
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
   return torch::pickle_load(bytes).toTensor();
 }
 
 void save(const torch::Tensor& tensor, const char* path) {
   const std::vector<char> bytes = torch::pickle_save(tensor);
-  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream file(path, std::ios::binary);
+  if (!file.write(bytes.data(), static_cast<std::streamsize>(bytes.size())).flush()) {
+    throw std::runtime_error(std::string(path) + ": can't be written");
+  }
+}
+
+void run(const char* package, const char* input, const char* output_path) {
+  const c10::InferenceMode inference;
+  torch::inductor::AOTIModelPackageLoader model(package);
+  const std::string device = model.get_metadata().at("AOTI_DEVICE_KEY");  // cpu, or cuda, where it takes its input
+  const torch::Tensor images = load(input).to(device);
+  std::vector<torch::Tensor> outputs = model.run({images});  // the first run sets things up
+
+  const auto begin = std::chrono::steady_clock::now();
+  outputs = model.run({images});
+  const torch::Tensor output = outputs.at(0).cpu();  // which waits for a GPU
+  const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - begin;
+
+  std::cout << output.sizes() << " in " << elapsed.count() << " ms\n";
+  save(output, output_path);
 }
 
 }  // namespace
@@ -33,16 +56,10 @@ int main(int count, char** arguments) {
     return 2;
   }
   setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", 1);  // else it takes any input for what it was made for
-  const c10::InferenceMode inference;
-  torch::inductor::AOTIModelPackageLoader model(arguments[1]);
-  const torch::Tensor images = load(arguments[2]);
-  std::vector<torch::Tensor> outputs = model.run({images});  // the first run sets things up
-
-  const auto begin = std::chrono::steady_clock::now();
-  outputs = model.run({images});
-  const torch::Tensor output = outputs.at(0).cpu();  // which waits for a GPU
-  const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - begin;
-
-  std::cout << output.sizes() << " in " << elapsed.count() << " ms\n";
-  save(output, arguments[3]);
+  try {
+    run(arguments[1], arguments[2], arguments[3]);
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << '\n';
+    return 1;
+  }
 }

@@ -24,7 +24,7 @@ def export(
     batch: int = 1,
     uint8: bool = False,
     backend: str = "auto",
-    opset: int = OPSET,
+    opset: int | None = None,
     verify: bool = True,
 ) -> Exported:
     """Write a model in eval mode as a file that runs without this package, and try that in a fresh process.
@@ -40,7 +40,8 @@ def export(
     interpreter, whose package needs `import mbv3fast.ops`); "torch", PyTorch's operators on folded weights, compiled by
     Inductor for the model's device; "auto", our kernels on a GPU that they serve, else PyTorch's.
     An .onnx has PyTorch's operators alone.
-    opset: of an .onnx. verify: compares what the file puts out, of a few random batches, with the modules in float64.
+    opset: of an .onnx, 22 by default.
+    verify: compares what the file puts out, of a few random batches, with the modules in float64.
 
     Raises ValueError for other arguments, ExportError where the file can't be made or computes something else,
     BackendError where who was asked for can't serve, UnsupportedError where the model can't be folded.
@@ -53,7 +54,9 @@ def export(
         raise ValueError(f"path: got {target}, whose folder does not exist")
     if target.is_dir():
         raise ValueError(f"path: got {target}, which is a folder")
-    job = Job.of(model, size, batch, uint8, backend, opset, verify)
+    if opset is not None and target.suffix != ".onnx":
+        raise ValueError(f"opset: got {opset}, only an .onnx has one")
+    job = Job.of(model, size, batch, uint8, backend, OPSET if opset is None else opset, verify)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.resolve().parent) as folder:
         file = Path(folder, target.name)  # whose suffix its readers go by
         written = writers[target.suffix](job, file)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from mbv3fast.agreement import OTHERS_FACTOR
 from mbv3fast.backend import ENVIRONMENT, BackendError, interpreted, lacks_kernels, op_backend, requested
-from mbv3fast.deploy.job import OTHERS, ExportError, Job, Written
+from mbv3fast.deploy.job import ExportError, Job, Written
 from mbv3fast.description import METADATA_KEY
 from mbv3fast.ops.target import configured_for
 from mbv3fast.torch_state import for_any_batch
@@ -66,4 +67,4 @@ def _described(job: Job, backend: str, most: int) -> Written:
     if backend == "triton":
         costs = job.model.plan("triton").costs((job.batch, job.model.config.in_chans, *job.size))
         return Written(f"{sum(cost.launches for cost in costs)} launches of our kernels, compiled for {machine}", most)
-    return Written(f"PyTorch's operators on folded weights, compiled for {machine}", most, factor=OTHERS)
+    return Written(f"PyTorch's operators on folded weights, compiled for {machine}", most, factor=OTHERS_FACTOR)

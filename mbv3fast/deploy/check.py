@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mbv3fast.agreement import Difference, difference
 from mbv3fast.deploy import reload
-from mbv3fast.deploy.job import Difference, ExportError, Job, Written, leaves
+from mbv3fast.deploy.job import ExportError, Job, Written, leaves
 from mbv3fast.serving import Served
 
 _SECONDS = 600
@@ -25,13 +26,10 @@ def compare(job: Job, file: Path, written: Written) -> Difference:
     exact = copy.deepcopy(job.model).double()
     worst = Difference(0.0, 0.0)
     for x, outputs in zip(inputs, run_afresh(file, inputs, written.imports), strict=True):
-        for difference in _differences(job, exact, x, outputs, written.factor):
-            if not difference.error <= difference.allowed:  # which NaN isn't either
-                raise ExportError(
-                    f"{file.suffix}: the file's outputs err by {difference.error:.3g} for an input of {list(x.shape)}, "
-                    f"{difference.allowed:.3g} is allowed"
-                )
-            worst = max(worst, difference, key=lambda found: found.error)
+        for found in _differences(job, exact, x, outputs, written.factor):
+            if not found.agrees:
+                raise ExportError(f"{file.suffix}: for an input of {list(x.shape)} the file's outputs err by {found}")
+            worst = max(worst, found, key=lambda one: one.error)
     return worst
 
 
@@ -63,7 +61,5 @@ def _differences(job: Job, exact: Served, x: Tensor, outputs: list[Tensor], fact
             raise ExportError(
                 f"the file put out {got.dtype} {list(got.shape)}, needs {plain.dtype} {list(truth.shape)}"
             )
-        floor = torch.finfo(got.dtype).eps * truth.abs().max().item()
-        error, allowed = ((values.to(truth).sub(truth)).abs().max().item() for values in (got, plain))
-        found.append(Difference(error, factor * allowed + floor))
+        found.append(difference(got.to(truth.device), plain, truth, factor))
     return found

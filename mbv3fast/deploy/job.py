@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from mbv3fast.agreement import FACTOR, Difference
 from mbv3fast.calls import CUSTOMISED
 from mbv3fast.checks import MIN_SIZE
 from mbv3fast.serving import Served
 
-OTHERS = 10  # times PyTorch's own error, for code of other makers, which fuses and sums as it likes
 _MOST_PIXELS = 2**30  # of an image
 
 
@@ -33,14 +33,7 @@ class Written(NamedTuple):
     most: int | None
     sizes: tuple[tuple[int, int], ...] = ()
     imports: tuple[str, ...] = ()
-    factor: float = 2
-
-
-class Difference(NamedTuple):
-    """The largest error against float64 of what a file puts out, and what is allowed."""
-
-    error: float
-    allowed: float
+    factor: float = FACTOR
 
 
 @dataclass(frozen=True)

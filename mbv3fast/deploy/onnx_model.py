@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbv3fast.deploy.job import OTHERS, ExportError, Job, Written, leaves
+from mbv3fast.agreement import OTHERS_FACTOR
+from mbv3fast.deploy.job import ExportError, Job, Written, leaves
 from mbv3fast.description import METADATA_KEY
 from mbv3fast.serving import Served
 
@@ -49,7 +50,9 @@ def write_onnx(job: Job, path: Path) -> Written:
     except Exception as error:  # whatever a tracer or a converter may say
         raise ExportError(f".onnx: PyTorch can't export it: {error}") from error
     other = (job.size[0] + 33, job.size[1] + 14)
-    return Written(f"ONNX's operators, opset {job.opset}, any height and width", None, sizes=(other,), factor=OTHERS)
+    return Written(
+        f"ONNX's operators, opset {job.opset}, any height and width", None, sizes=(other,), factor=OTHERS_FACTOR
+    )
 
 
 class _Reference(nn.Module):

@@ -1,0 +1,51 @@
+"""MobileNetV3s of torchvision and of timm as they stand, module by module. Imports neither.
+
+Every module that takes part is looked at: one that isn't known, was replaced, or has hooks is refused by its name.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mbv3fast.foreign.modules import class_name
+from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
+from mbv3fast.foreign.of_timm import timm_network
+from mbv3fast.foreign.of_torchvision import torchvision_network
+from mbv3fast.torch_state import has_hooks
+
+__all__ = ["ForeignBlock", "ForeignConv", "ForeignExcite", "ForeignNetwork", "UnknownModuleError", "read_network"]
+
+_READERS = {
+    "torchvision.models.mobilenetv3.MobileNetV3": torchvision_network,
+    "timm.models.mobilenetv3.MobileNetV3": timm_network,
+}
+
+
+def read_network(model: nn.Module) -> ForeignNetwork:
+    """A model as it stands. Raises UnknownModuleError."""
+    reader = _READERS.get(class_name(model))
+    if reader is None:
+        raise UnknownModuleError(f"model is a {class_name(model)}, needs {' or '.join(_READERS)}{_hint(model)}")
+    for name, module in model.named_modules():
+        _check_untouched(module, name or "model")
+    return reader(model)
+
+
+def _hint(model: nn.Module) -> str:
+    """How to reach the model in what others wrap it in."""
+    for attribute in ("_orig_mod", "module"):
+        if isinstance(getattr(model, attribute, None), nn.Module):
+            return f"; is it model.{attribute}?"
+    return ""
+
+
+def _check_untouched(module: nn.Module, name: str) -> None:
+    if has_hooks(module):
+        raise UnknownModuleError(f"{name} has hooks, which the fused network would not call")
+    if hasattr(module, "parametrizations"):
+        raise UnknownModuleError(
+            f"{name} has parametrizations, which must be removed (leave_parametrized=True keeps values)"
+        )
+    for attribute in module.__dict__:
+        if callable(getattr(type(module), attribute, None)):
+            raise UnknownModuleError(f"{name}.{attribute} was replaced")

@@ -1,0 +1,83 @@
+"""timm's MobileNetV3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mbv3fast.foreign.modules import (
+    HARDSIGMOID,
+    IDENTITY,
+    activation_of,
+    block_of,
+    child,
+    children,
+    class_name,
+    conv_of,
+    excite_of,
+    expect,
+)
+from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
+
+
+def timm_network(model: Any) -> ForeignNetwork:
+    for name, wanted in {"norm_head": IDENTITY, "flatten": "torch.nn.modules.flatten.Flatten"}.items():
+        child(model, name, wanted)
+    pool = child(model, "global_pool", "timm.layers.adaptive_avgmax_pool.SelectAdaptivePool2d")
+    if pool.pool_type != "avg":
+        raise UnknownModuleError(f"global_pool takes the {pool.pool_type}, needs the mean")
+    stem = _conv(model.conv_stem, model.bn1, "conv_stem", "bn1")
+    blocks: list[ForeignBlock] = []
+    lasts: list[ForeignConv] = []
+    for stage, layers in children(model.blocks):
+        for position, layer in children(layers):
+            name = f"blocks.{stage}.{position}"
+            if class_name(layer) == "timm.models._efficientnet_blocks.ConvBnAct":
+                lasts.append(_last(layer, name))
+            elif lasts:
+                raise UnknownModuleError(f"{name} is a {type(layer).__name__} behind the last convolution")
+            else:
+                blocks.append(_block(layer, name))
+    if not lasts:
+        raise UnknownModuleError("blocks end without a convolution")
+    activation = activation_of(model.act2, "act2")
+    if activation is None or not isinstance(model.conv_head, nn.Conv2d):
+        raise UnknownModuleError("conv_head, act2: need a 1x1 convolution and an activation")
+    return ForeignNetwork(
+        stem, tuple(blocks), tuple(lasts), model.conv_head, activation, float(model.drop_rate), model.classifier
+    )
+
+
+def _last(layer: Any, name: str) -> ForeignConv:
+    if layer.has_skip or class_name(layer.aa) != IDENTITY:
+        raise UnknownModuleError(f"{name} has a residual or an anti-aliasing filter")
+    return _conv(layer.conv, layer.bn1, f"{name}.conv", f"{name}.bn1")
+
+
+def _block(layer: Any, name: str) -> ForeignBlock:
+    shallow = class_name(layer) == "timm.models._efficientnet_blocks.DepthwiseSeparableConv"
+    if not shallow:
+        expect(layer, name, "timm.models._efficientnet_blocks.InvertedResidual")
+    if class_name(layer.aa) != IDENTITY or getattr(layer, "conv_s2d", None) is not None:
+        raise UnknownModuleError(f"{name} has an anti-aliasing filter or a space-to-depth convolution")
+    names = ("conv_dw", "conv_pw") if shallow else ("conv_pw", "conv_dw", "conv_pwl")
+    convs = [
+        _conv(getattr(layer, part), getattr(layer, f"bn{number}"), f"{name}.{part}", f"{name}.bn{number}")
+        for number, part in enumerate(names, 1)
+    ]
+    excites = [] if class_name(layer.se) == IDENTITY else [_excite(layer.se, f"{name}.se")]
+    return block_of(name, convs, excites, bool(layer.has_skip))
+
+
+def _excite(module: Any, name: str) -> ForeignExcite:
+    expect(module, name, "timm.models._efficientnet_blocks.SqueezeExcite")
+    expect(module.gate, f"{name}.gate", HARDSIGMOID)
+    return excite_of(name, module.conv_reduce, module.conv_expand, module.act1)
+
+
+def _conv(conv: Any, norm: Any, name: str, norm_name: str) -> ForeignConv:
+    expect(norm, norm_name, "timm.layers.norm_act.BatchNormAct2d")
+    if class_name(norm.drop) != IDENTITY:
+        raise UnknownModuleError(f"{norm_name}.drop is a {type(norm.drop).__name__}, needs Identity")
+    return conv_of(conv, norm, name, norm_name, activation_of(norm.act, f"{norm_name}.act"))

@@ -1,0 +1,73 @@
+"""torchvision's MobileNetV3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mbv3fast.foreign.modules import (
+    HARDSIGMOID,
+    SEQUENTIAL,
+    activation_of,
+    block_of,
+    child,
+    children,
+    class_name,
+    conv_of,
+    excite_of,
+    expect,
+    expect_mean,
+)
+from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
+
+_CONV_NORM = "torchvision.ops.misc.Conv2dNormActivation"
+_EXCITE = "torchvision.ops.misc.SqueezeExcitation"
+
+
+def torchvision_network(model: Any) -> ForeignNetwork:
+    features = child(model, "features", SEQUENTIAL)
+    layers = [(f"features.{name}", layer) for name, layer in children(features)]
+    convs = [class_name(layer) == _CONV_NORM for _, layer in layers]
+    if len(layers) < 3 or not convs[0] or not convs[-1]:
+        raise UnknownModuleError("features needs convolutions at its ends, and blocks between them")
+    last = convs.index(True, 1)
+    stem, *others = (_conv(layer, name) for (name, layer), plain in zip(layers, convs, strict=True) if plain)
+    blocks = [_block(layer, name) for name, layer in layers[1:last]]
+    expect_mean(model, "avgpool")
+    parts = [part for _, part in children(child(model, "classifier", SEQUENTIAL))]
+    if len(parts) < 4:
+        raise UnknownModuleError(f"classifier has {len(parts)} parts, needs 4")
+    head, activation, dropout, *rest = parts
+    if not isinstance(head, nn.Linear):
+        raise UnknownModuleError(f"classifier.0 is a {type(head).__name__}, needs Linear")
+    rate = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+    behind = rest[0] if len(rest) == 1 else nn.Sequential(*rest)
+    if not isinstance(dropout, (nn.Dropout, nn.Identity)):
+        behind = nn.Sequential(dropout, *rest)
+    return ForeignNetwork(
+        stem, tuple(blocks), tuple(others), head, activation_of(activation, "classifier.1"), rate, behind
+    )
+
+
+def _conv(module: Any, name: str) -> ForeignConv:
+    expect(module, name, _CONV_NORM)
+    parts = [part for _, part in children(module)]
+    if len(parts) not in (2, 3):
+        raise UnknownModuleError(f"{name} has {len(parts)} parts, needs conv, batch norm and at most an activation")
+    activation = activation_of(parts[2], f"{name}.2") if len(parts) == 3 else None
+    return conv_of(parts[0], parts[1], f"{name}.0", f"{name}.1", activation)
+
+
+def _block(module: Any, name: str) -> ForeignBlock:
+    expect(module, name, "torchvision.models.mobilenetv3.InvertedResidual")
+    parts = children(module.block)
+    excites = [_excite(part, f"{name}.block.{key}") for key, part in parts if class_name(part) == _EXCITE]
+    convs = [_conv(part, f"{name}.block.{key}") for key, part in parts if class_name(part) != _EXCITE]
+    return block_of(name, convs, excites, bool(module.use_res_connect))
+
+
+def _excite(module: Any, name: str) -> ForeignExcite:
+    expect_mean(module, "avgpool", name)
+    expect(module.scale_activation, f"{name}.scale_activation", HARDSIGMOID)
+    return excite_of(name, module.fc1, module.fc2, module.activation)
