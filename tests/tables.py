@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import tune as tuning
-from benchmarks.tune import Ask, meta_plans
+from benchmarks.asks import Ask, Recorder
+from benchmarks.tune import meta_plans
 from mbv3fast.kernels.configs import Config
 from mbv3fast.kernels.tuned import FAMILY
 from mbv3fast.ops import OPS
@@ -44,7 +44,7 @@ def planned_asks(images: int, dtype: torch.dtype, target: Target) -> list[Ask]:
     asks = []
     for plan in meta_plans(dtype):
         for step, inputs in step_inputs(plan, (images, 3, 224, 224)):
-            recorder = tuning.Recorder(*target)
+            recorder = Recorder(*target)
             OPS[step.op].run(**step_arguments(step, inputs, plan.dtype, META), target=recorder)
             asks += recorder.asks
     return asks

@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from benchmarks.asks import Ask
 from benchmarks.candidates import LIMITS, MOST, WARPS, candidates, fits
-from benchmarks.tune import Ask
 from mbv3fast.kernels.configs import HEURISTICS, Config
 from mbv3fast.kernels.tuned import OPTIONAL
 from mbv3fast.ops.target import Target

@@ -14,8 +14,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from benchmarks import candidates as trying
+from benchmarks.asks import Bench, Table
 from benchmarks.candidates import candidates
-from benchmarks.tune import Bench, Table, tune_step
+from benchmarks.tune import tune_step
 from mbv3fast.kernels.configs import HEURISTICS, Config
 from mbv3fast.kernels.tuned import FAMILY
 from mbv3fast.ops import OPS

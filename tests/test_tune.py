@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 
 from benchmarks import candidates as trying
 from benchmarks import tune as tuning
-from benchmarks.tune import Ask, Bench, Table, main, meta_plans, tune_step
+from benchmarks.asks import Ask, Bench, Table
+from benchmarks.tune import main, meta_plans, tune_step
 from mbv3fast.cuda import tuned as cuda_tables
 from mbv3fast.kernels import tuned as tables
 from mbv3fast.kernels.configs import HEURISTICS, Config
