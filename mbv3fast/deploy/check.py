@@ -17,11 +17,13 @@ from mbv3fast.deploy.job import ExportError, Job, Written, leaves
 from mbv3fast.serving import Served
 
 _SECONDS = 600
+_MANY = 33  # images, since PyTorch chooses by 16 and by 32 what may then serve no more or no less
+_MOST_PIXELS = 2**24  # of a batch that is tried
 
 
 def compare(job: Job, file: Path, written: Written) -> Difference:
     """The largest error over a few batches. Raises ExportError where the file doesn't run, or errs by too much."""
-    counts = sorted({1, 3, job.batch} if job.batch * job.size[0] * job.size[1] < 2**24 else {1, 3})
+    counts = sorted({1, *(n for n in (3, _MANY, job.batch) if n * job.size[0] * job.size[1] < _MOST_PIXELS)})
     inputs = [job.images(count) for count in counts] + [job.images(2, size) for size in written.sizes]
     exact = copy.deepcopy(job.model).double()
     worst = Difference(0.0, 0.0)
