@@ -110,10 +110,16 @@ def gated(x, GATE: tl.constexpr):
 
 
 @triton.jit
+def add_up(x, axis: tl.constexpr):
+    """The sum of float32 along an axis; interpreted, rounded once, since numpy's order is no GPU's."""
+    return tl.sum(x.to(tl.float64), axis=axis).to(tl.float32) if INTERPRETED else tl.sum(x, axis=axis)
+
+
+@triton.jit
 def dot(a, b, acc, TF32: tl.constexpr):
     """acc + a @ b in float32; float32 factors are exact unless TF32."""
-    if INTERPRETED:  # which would multiply the bit patterns of bfloat16
-        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    if INTERPRETED:  # which would multiply the bit patterns of bfloat16; sums as `add_up`
+        acc += tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64).to(tl.float32)
     elif TF32:
         acc = tl.dot(a, b, acc, input_precision="tf32")
     else:

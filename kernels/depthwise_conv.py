@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import activate, begin, launch, narrow
+from mbv3fast.kernels._common import activate, add_up, begin, launch, narrow
 from mbv3fast.kernels.configs import Config
 from mbv3fast.kernels.squeeze_excite import squeeze_slice
 
@@ -121,7 +121,7 @@ def _depthwise_conv_kernel(
     place = (image * out_height * out_width + row * out_width + column)[:, None] * C + c[None, :]
     tl.store(out + place, narrow(acc, out.dtype.element_ty), inside)
     if (pool is not None) or (hidden is not None):
-        total = tl.sum(tl.where(inside, acc, 0.0), axis=0)
+        total = add_up(tl.where(inside, acc, 0.0), 0)
         if pool is not None:
             tl.store(pool + (image * tiles + tile) * C + c, total, c < C)
         if hidden is not None:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import activate, begin, dot, launch, narrow
+from mbv3fast.kernels._common import activate, add_up, begin, dot, launch, narrow
 from mbv3fast.kernels.configs import Config
 
 
@@ -55,7 +55,7 @@ def _linear_kernel(
         a = mean_of_parts(x, row, inside, k, parts, pixels, K, ONE_PART)
         b = tl.load(weight + n[None, :] * K + k[:, None], (n < N)[None, :] & (k < K)[:, None], 0.0)
         if BLOCK_M < 16:  # too few rows for the tensor cores
-            acc += tl.sum(a[:, :, None] * b.to(tl.float32)[None, :, :], axis=1)
+            acc += add_up(a[:, :, None] * b.to(tl.float32)[None, :, :], 1)
         else:
             acc = dot(narrow(a, weight.dtype.element_ty), b, acc, TF32)
     acc = activate(acc + offset[None, :], ACTIVATION)

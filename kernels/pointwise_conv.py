@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import activate, begin, dot, launch, narrow
+from mbv3fast.kernels._common import activate, add_up, begin, dot, launch, narrow
 from mbv3fast.kernels.configs import Config
 
 
@@ -62,7 +62,7 @@ def _pointwise_conv_kernel(
     if out is not None:
         tl.store(out + place, narrow(acc, out.dtype.element_ty), wanted)
     if pool is not None:
-        tl.store(pool + tile * N + n, tl.sum(tl.where(wanted, acc, 0.0), axis=0), n < N)
+        tl.store(pool + tile * N + n, add_up(tl.where(wanted, acc, 0.0), 0), n < N)
 
 
 def count_tiles(pixels: int, config: Config) -> int:

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mbv3fast.kernels._common import activate, begin, gated, launch, narrow
+from mbv3fast.kernels._common import activate, add_up, begin, gated, launch, narrow
 from mbv3fast.kernels.configs import Config
 
 
@@ -31,7 +31,7 @@ def squeeze_slice(hidden, part, fc1_weight, total, c, C: tl.constexpr, S: tl.con
     for start in range(0, S, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         weight = tl.load(fc1_weight + s[:, None] * C + c[None, :], (s < S)[:, None] & (c < C)[None, :], 0.0)
-        tl.store(hidden + part * S + s, tl.sum(weight.to(tl.float32) * total[None, :], axis=1), s < S)
+        tl.store(hidden + part * S + s, add_up(weight.to(tl.float32) * total[None, :], 1), s < S)
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -58,7 +58,7 @@ def _squeeze_kernel(
     begin(PDL)
     place = (image * pixels + pixel)[:, None] * C + c[None, :]
     values = tl.load(x + place, (pixel < pixels)[:, None] & (c < C)[None, :], 0.0)
-    total = tl.sum(values.to(tl.float32), axis=0)
+    total = add_up(values.to(tl.float32), 0)
     squeeze_slice(hidden, (image * tiles + tile) * blocks + block, fc1_weight, total, c, C, S, BLOCK_S)
 
 
@@ -80,13 +80,13 @@ def hidden_units(
         part = start + tl.arange(0, BLOCK_PARTS)
         place = (image * parts + part)[:, None] * S + s[None, :]
         sums += tl.load(hidden + place, (part < parts)[:, None] & (s < S)[None, :], 0.0)
-    return activate(tl.sum(sums, axis=0) / pixels + offset, ACTIVATION)
+    return activate(add_up(sums, 0) / pixels + offset, ACTIVATION)
 
 
 @triton.jit
 def excite_slice(weight, offset, squeezed, GATE: tl.constexpr):
     """gate(fc2) of some channels, of whose matrix `weight` [channels, BLOCK_S] are the rows."""
-    return gated(tl.sum(weight.to(tl.float32) * squeezed[None, :], axis=1) + offset, GATE)
+    return gated(add_up(weight.to(tl.float32) * squeezed[None, :], 1) + offset, GATE)
 
 
 @triton.jit(do_not_specialize=["parts", "pixels"])
