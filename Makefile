@@ -5,28 +5,33 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-full test-kernels lint bench docs docs-tables readme-performance clean
+.PHONY: demo test test-full test-kernels test-offline test-alone lint bench docs docs-tables readme-performance clean
 KERNEL_TESTS := tests/kernels tests/interpreted
 
 demo: $(READY)
 	$(BIN)/mbv3fast demo
 
-# Interpreting kernels, compiling them, and neither: one of them a process. What times itself has the cores alone.
+# Interpreting kernels, compiling them, and neither: one of them a process. What times itself has a core to itself.
 test: lint $(PEERS)
 	$(BIN)/pytest -n 2 -m "not slow and not gpu and not alone"
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow and not gpu" $(KERNEL_TESTS)
-	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 -m "not slow and not gpu" tests/offline
+	$(MAKE) --jobs 2 test-offline test-alone
+
+test-offline: $(READY)
+	TRITON_INTERPRET=0 $(BIN)/pytest -m "not slow and not gpu" tests/offline
+
+test-alone: $(PEERS)
 	$(BIN)/pytest -m alone
 
 test-full: lint $(PEERS)
 	$(BIN)/pytest -n 2 -m "not alone"
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 $(KERNEL_TESTS)
 	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 tests/offline
-	$(BIN)/pytest -m alone
+	$(MAKE) test-alone
 
 test-kernels: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -m "not slow" $(KERNEL_TESTS)
-	TRITON_INTERPRET=0 $(BIN)/pytest -n 2 -m "not slow" tests/offline
+	$(MAKE) test-offline
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from ctypes import CDLL
 from pathlib import Path
@@ -10,7 +9,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -18,6 +16,7 @@ import benchmarks  # noqa: F401 # lays the link to the kernels, which a checkout
 import mbv3fast
 from mbv3fast import backend
 from mbv3fast.cuda import library
+from tests.once import made_once
 from tests.peers import peer
 from tests.stand_ins import StandIn, stand_in_for_a_gpu
 
@@ -81,17 +80,14 @@ def emulated_library() -> Path:
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained Small as a model of Triton Inference Server, on a CPU. Compiling takes long: workers share it."""
+    """The trained Small as a model of Triton Inference Server, on a CPU."""
     from examples.triton_server.make_repository import Service, write
     from tests.networks import trained_small
 
-    base = tmp_path_factory.getbasetemp()
-    place = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = place / "models" / "digits"
-    with FileLock(place / "models.lock"):
-        if not folder.exists():
-            write(trained_small(), folder, Service(max_batch=8), size=(64, 64), verify=False)
-    return folder
+    def make(folder: Path) -> None:
+        write(trained_small(), folder / "digits", Service(max_batch=8), size=(64, 64), verify=False)
+
+    return made_once(tmp_path_factory, "models", make) / "digits"
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def close(got: Tensor, truth: Tensor) -> bool:
     return torch.allclose(got, truth, rtol=1e-4, atol=1e-5 * truth.abs().max().item())
 
 
-@pytest.mark.parametrize(("variant", "size"), [("small", 75), ("large", 64)])
+@pytest.mark.parametrize(("variant", "size"), [("small", 75), pytest.param("large", 64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_same_network(name: str, variant: str, size: int) -> None:
     case = NetworkCase(variant, "float32", 2, size)

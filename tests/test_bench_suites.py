@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.conftest import Recording, _p99
 from benchmarks.gpu.stages import ROOT
+from tests.once import made_once
 
 CASE = "pointwise_conv-float32-1-"
 
@@ -27,12 +28,14 @@ def bench(*arguments: object, suite: Path = Path("benchmarks/bench_ops.py")) -> 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a run of one op, with a histogram beside it."""
-    folder = tmp_path_factory.mktemp("results")
-    chosen = f"{CASE} and (mbv3fast or PyTorch)"
-    named = ("--benchmark-json", folder / "ops.json", "--benchmark-histogram", folder / "times")
-    ran = bench("-k", chosen, *named, "--benchmark-save-data")
-    assert ran.returncode == 0, ran.stdout
-    return folder / "ops.json"
+
+    def make(folder: Path) -> None:
+        chosen = f"{CASE} and (mbv3fast or PyTorch)"
+        named = ("--benchmark-json", folder / "ops.json", "--benchmark-histogram", folder / "times")
+        ran = bench("-k", chosen, *named, "--benchmark-save-data")
+        assert ran.returncode == 0, ran.stdout
+
+    return made_once(tmp_path_factory, "results", make) / "ops.json"
 
 
 def test_rows_have_all_that_reports_need(results: Path) -> None:

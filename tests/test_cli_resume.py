@@ -39,7 +39,9 @@ def stop_midway(number: signal.Signals, arguments: list[str], partial: Path) -> 
     return subprocess.CompletedProcess(arguments, process.returncode, "", errors)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_says_how_to_go_on(
     number: signal.Signals, code: int, weights: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -191,7 +191,7 @@ def _among(case: str, contenders: str) -> str:
 
 
 def _steps(out: Path, batch: int, dry: bool) -> Stage:
-    case = f"small-float32-{batch}-32" if dry else f"float16-{batch}-224"
+    case = f"small-float32-{batch}-32 and (features_0 or features_1 or classifier)" if dry else f"float16-{batch}-224"
     return _bench(f"steps-{batch}", out, "steps", case, 120, dry)
 
 
@@ -200,7 +200,7 @@ def _ops(out: Path, dry: bool) -> Iterator[Stage]:
         if not dry:
             yield _bench(f"ops-{op}", out, "ops", f"ops[{op}", 300, dry)
     if dry:
-        yield _bench("ops", out, "ops", "float32", 90, dry)
+        yield _bench("ops", out, "ops", "float32 and squeeze_excite", 90, dry)
 
 
 def _tool(name: str, dry: bool) -> tuple[str, str]:
