@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mbv3fast.backend import op_server
+from mbv3fast.backend import op_backend, op_server
 from mbv3fast.ops import depthwise_conv, inverted_residual, pack_taps, pointwise_conv, squeeze_excite
 from mbv3fast.timing import Run, graph_seconds, latency_seconds, waiter
 
@@ -164,9 +164,10 @@ def main() -> None:
     truth = copy.deepcopy(block).double()(x.double())
     errors = largest_errors(runs, truth)
     print("largest error against float64:", ", ".join(f"{name} {error:.2g}" for name, error in errors.items()))
-    if not max(errors.values()) <= 2 * errors["PyTorch"] + torch.finfo(dtype).eps * truth.abs().max().item():
+    allowed = 2 * errors["PyTorch"] + torch.finfo(dtype).eps * truth.abs().max().item()
+    if not all(error <= allowed for error in errors.values()):  # which NaN isn't
         raise SystemExit("the ops err more than twice as much as PyTorch")
-    if device.type == "cpu" and not server.startswith("its reference"):
+    if device.type == "cpu" and op_backend(device, dtype) != "torch":
         print("not timed: on a CPU kernels run for tests alone")
         return
     times = {name: median_seconds(run, device, options.rounds) for name, run in runs.items()}

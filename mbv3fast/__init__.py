@@ -6,6 +6,7 @@ from mbv3fast.acceleration import AccelerationError, accelerate
 from mbv3fast.backend import BackendError
 from mbv3fast.deploy import ExportError, export
 from mbv3fast.factory import large, load, small
+from mbv3fast.fold import UnsupportedError
 from mbv3fast.foreign import UnknownModuleError
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.segmentation import lraspp_large
@@ -17,6 +18,7 @@ __all__ = [
     "ExportError",
     "Preprocess",
     "UnknownModuleError",
+    "UnsupportedError",
     "WeightsError",
     "__version__",
     "accelerate",

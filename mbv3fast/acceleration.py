@@ -7,12 +7,12 @@ import itertools
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mbv3fast.agreement import difference
 from mbv3fast.config import BlockConfig, NetworkConfig
 from mbv3fast.fast import FusedMobileNetV3, build
-from mbv3fast.foreign import ForeignBlock, ForeignConv, ForeignNetwork, UnknownModuleError, read_network
+from mbv3fast.foreign import ForeignBlock, ForeignConv, ForeignNetwork, UnknownModuleError, is_linear, read_network
 from mbv3fast.layers import Conv2dSame, ConvBNAct, InvertedResidual, SqueezeExcite, activation_module
 from mbv3fast.tables import ACTIVATIONS, Activation
 
@@ -50,10 +50,14 @@ def accelerate(
         raise UnknownModuleError(f"{network.stem.name}.weight is on meta, it has no data")
     ours = build(_config(network), backend=backend, plan=plan, cuda_graphs=cuda_graphs, micro_batch=micro_batch)
     assert isinstance(ours, FusedMobileNetV3)
+    ours.train(model.training)
     _fill(ours, network)
-    ours.to(like.device, like.dtype).eval()
-    _compare(model, ours)
-    return ours.train(model.training)
+    ours.to(like.device, like.dtype)
+    modes = {module: module.training for module in ours.modules()}
+    _compare(model, ours.eval())
+    for module, training in modes.items():
+        module.training = training
+    return ours
 
 
 def _config(network: ForeignNetwork) -> NetworkConfig:
@@ -65,7 +69,7 @@ def _config(network: ForeignNetwork) -> NetworkConfig:
         blocks=_staged(tuple(map(_block_config, network.blocks))),
         last_convs=tuple(last.conv.out_channels for last in network.last_convs),
         hidden=head.weight.shape[0],
-        num_classes=last.out_features if isinstance(last, nn.Linear) else 0,
+        num_classes=last.out_features if is_linear(last) else 0,
         in_chans=stem.conv.in_channels,
         activation=_known(stem.activation, stem.name),
         head_bias=head.bias is not None,
@@ -77,13 +81,11 @@ def _config(network: ForeignNetwork) -> NetworkConfig:
 
 
 def _staged(blocks: tuple[BlockConfig, ...]) -> tuple[BlockConfig, ...]:
-    """With the strides that gave way to dilations, of blocks that change channels: these begin there or behind."""
+    """With the strides that gave way to dilations: where these begin."""
     found = list(blocks)
     for index, (before, block) in enumerate(itertools.pairwise(blocks), start=1):
-        ratio = block.dilation // before.dilation
-        start = index if block.in_channels != block.out_channels else index - 1
-        if ratio == 2 and found[start].stride == 1:
-            found[start] = replace(found[start], replaced_stride=ratio)
+        if block.dilation == 2 * before.dilation and block.stride == 1:
+            found[index] = replace(block, replaced_stride=2)
     return tuple(found)
 
 
@@ -133,23 +135,23 @@ def _fill(ours: FusedMobileNetV3, network: ForeignNetwork) -> None:
         raise UnknownModuleError("conv_head is no plain 1x1 convolution")
     _take(ours.classifier[0], head)
     ours.classifier[1] = activation_module(_known(network.head_activation, "the head"))
-    ours.classifier[3] = _plain_linear(classifier) if isinstance(classifier, nn.Linear) else copy.deepcopy(classifier)
+    ours.classifier[3] = _plain_linear(classifier) if is_linear(classifier) else copy.deepcopy(classifier)
 
 
 def _plain_linear(linear: nn.Linear) -> nn.Linear:
-    """timm's own class casts under autocast, as PyTorch does by itself."""
     plain = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, dtype=linear.weight.dtype)
     _take(plain, linear)
     return plain.to(linear.weight.device)
 
 
 def _take(target: nn.Module, source: nn.Module) -> None:
-    """The tensors of a layer, a 1x1 convolution's for a linear one too; what of them is frozen stays so."""
+    """The tensors of a layer, a 1x1 convolution's for a linear one too, and its mode; what is frozen stays so."""
     own = dict(target.named_parameters())
     tensors = {name: tensor for name, tensor in source.state_dict().items() if "." not in name}
     target.load_state_dict({name: t.reshape(own[name].shape) if name in own else t for name, t in tensors.items()})
     for name, parameter in own.items():
         parameter.requires_grad_(getattr(source, name).requires_grad)
+    target.training = source.training
 
 
 def _fill_block(own: nn.Module, block: ForeignBlock) -> None:
@@ -196,6 +198,8 @@ def _compare(model: nn.Module, ours: FusedMobileNetV3) -> None:
     x = torch.randn(shape, generator=generator, device=like.device).to(like.dtype)
     exact = copy.deepcopy(model).eval()
     plain = exact(x)
+    if not isinstance(plain, Tensor):
+        raise UnknownModuleError(f"the classifier puts out a {type(plain).__name__}, needs a tensor")
     truth = exact.double()(x.double())
     floor = max(_FLOOR, 8 * torch.finfo(like.dtype).eps)
     for what, got in (("the modules", ours.reference_forward(x)), ("the engine", ours(x))):

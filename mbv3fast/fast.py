@@ -156,8 +156,6 @@ def build(
     out_indices: Sequence[int] | None = None,
 ) -> FusedMobileNetV3 | FusedFeatureExtractor:
     """A model of `config` with fresh weights. Raises ValueError or BackendError for what can't serve."""
-    if micro_batch is not None and micro_batch < 1:
-        raise ValueError(f"micro_batch: got {micro_batch}, needs at least 1 image, or None")
     if out_indices is not None and not features_only:
         raise ValueError("out_indices: needs features_only=True")
     model: FusedMobileNetV3 | FusedFeatureExtractor
@@ -165,13 +163,15 @@ def build(
         model = FusedFeatureExtractor(config, preprocess, out_indices)
     else:
         model = FusedMobileNetV3(config, preprocess)
-    model.micro_batch = micro_batch
-    return served(model, backend, plan, cuda_graphs)
+    return served(model, backend, plan, cuda_graphs, micro_batch)
 
 
-def served(model: Model, backend: str, plan: str | None, cuda_graphs: bool) -> Model:
+def served(model: Model, backend: str, plan: str | None, cuda_graphs: bool, micro_batch: int | None) -> Model:
     """A new model, told by whom it is served. Raises ValueError or BackendError for what can't serve."""
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch: got {micro_batch}, needs at least 1 image, or None")
     requested(backend, plan)
+    model.micro_batch = micro_batch
     model.backend, model.plan_name, model.cuda_graphs = backend, plan, cuda_graphs
     model._handle = register(model)
     return model

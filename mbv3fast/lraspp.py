@@ -53,7 +53,9 @@ class LRASPP(Backbone):
         self.labels: tuple[str, ...] | None = None
         self.backbone = feature_layers(config)
         outputs = feature_maps(config)
-        low, high = next(level for level in outputs if level.stride == 8), outputs[-1]
+        low, high = next((level for level in outputs if level.stride == 8), None), outputs[-1]
+        if low is None:
+            raise ValueError("config: no map has stride 8, which the head needs")
         self.levels: tuple[FeatureLevel, ...] = (low, high)
         self.classifier = LRASPPHead(low.channels, high.channels, config.num_classes)
         initialise(self.backbone)
@@ -88,7 +90,7 @@ class LRASPP(Backbone):
 
     def segment(self, x: Tensor, low: Tensor, high: Tensor) -> dict[str, Tensor]:
         """What the head makes of the two maps of `x`, at the size of `x`."""
-        return {"out": upsampled(self.classifier(low, high), x, self.config.in_chans)}
+        return segmented(self.classifier, low, high, x, self.config.in_chans)
 
 
 class Segmenter(nn.Module):
@@ -99,13 +101,14 @@ class Segmenter(nn.Module):
         self.maps, self.head, self.in_chans = maps, head, in_chans
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"out": upsampled(self.head(*self.maps(x)), x, self.in_chans)}
+        low, high = self.maps(x)
+        return segmented(self.head, low, high, x, self.in_chans)
 
 
-def upsampled(scores: Tensor, x: Tensor, channels: int) -> Tensor:
-    """`scores` [N, classes, h, w] at the size of the images `x`."""
+def segmented(head: nn.Module, low: Tensor, high: Tensor, x: Tensor, channels: int) -> dict[str, Tensor]:
+    """The head's scores at the size of the images `x`."""
     image = channels_first(x, channels) if x.dtype == torch.uint8 else x
-    return F.interpolate(scores, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return {"out": F.interpolate(head(low, high), size=image.shape[-2:], mode="bilinear", align_corners=False)}
 
 
 def _needs_classes(num_classes: int) -> None:

@@ -29,6 +29,7 @@ def lraspp_large(
     backend: str = "auto",
     plan: str | None = None,
     cuda_graphs: bool = True,
+    micro_batch: int | None = None,
 ) -> FusedLRASPP:
     """LR-ASPP segmentation on MobileNetV3-Large (Howard et al. 2019, section 6.4), as torchvision builds it.
 
@@ -39,19 +40,24 @@ def lraspp_large(
         or a member of torchvision's enum. weights_backbone: without these, a classifier's, all that `large` takes, and
         their `source`, where they leave a doubt.
     num_classes: 21 by default; other than the weights': fresh last layers.
-    output_stride: of the last map, 32, 16 or 8; what comes behind is dilated. None is 16, or what weights of ours say.
+    output_stride: of the last map, 32, 16 or 8; what comes behind is dilated. None is 16, or that of `weights` of ours.
     reduced_tail: half the channels there; weights must agree.
-    backend, plan, cuda_graphs: as of `mbv3fast.large`.
+    backend, plan, cuda_graphs, micro_batch: as of `mbv3fast.large`.
 
     Raises WeightsError (a ValueError) for weights that can't be read or fitted, ValueError for other arguments.
     """
     if weights is not None and weights_backbone is not None:
         raise ValueError("weights_backbone: needs weights=None, since `weights` bring a backbone")
-    settings: dict[str, Any] = {"backend": backend, "plan": plan, "cuda_graphs": cuda_graphs}
-    if weights is not None:
-        return _read(weights, num_classes, output_stride, reduced_tail, settings)
+    settings: dict[str, Any] = {
+        "backend": backend,
+        "plan": plan,
+        "cuda_graphs": cuda_graphs,
+        "micro_batch": micro_batch,
+    }
     if source is not None and weights_backbone is None:
         raise ValueError("source: is of weights_backbone=, which is None")
+    if weights is not None:
+        return _read(weights, num_classes, output_stride, reduced_tail, settings)
     config, preprocess, features = _config(output_stride, reduced_tail), SEGMENTATION, None
     if weights_backbone is not None:
         found = large(

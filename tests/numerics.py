@@ -65,6 +65,11 @@ def by_engine(model: Network, x: Tensor) -> list[Tensor]:
         return tensors(model(x))
 
 
+def assert_close(got: Tensor, wanted: Tensor) -> None:
+    """Equal but for roundings, of two computations of which neither is exact."""
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
+
+
 def allowance(plain: Tensor, truth: Tensor, factor: float = FACTOR) -> Error:
     """What the rule allows where `plain` is PyTorch's own result."""
     error = Error.of(plain, truth).times(factor)

@@ -17,7 +17,7 @@ from mbv3fast.config import NetworkConfig, network
 from mbv3fast.pyramid import dilated, feature_levels
 from mbv3fast.tables import Variant
 from mbv3fast.weights import save, to_torchvision
-from tests.numerics import assert_engine_agrees
+from tests.numerics import assert_close, assert_engine_agrees
 from tests.peers import noise, trained
 
 VARIANTS: tuple[Variant, ...] = ("large", "small")
@@ -25,10 +25,6 @@ VARIANTS: tuple[Variant, ...] = ("large", "small")
 
 def ours(variant: str, **arguments: Any) -> Any:
     return getattr(mbv3fast, variant)(**arguments).eval()
-
-
-def assert_close(got: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
 
 
 @torch.inference_mode()

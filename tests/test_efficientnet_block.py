@@ -108,10 +108,11 @@ def test_the_example_compares_and_times(
     assert device == "cuda" or said[4].startswith("no kernel of mbv3fast ran")
 
 
-def test_the_example_fails_where_the_ops_err(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_the_example_fails_where_the_ops_err(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["efficientnet_block.py", "--channels", "16", "--size", "7"])
     right = example.FusedMBConv.in_steps
-    monkeypatch.setattr(example.FusedMBConv, "in_steps", lambda self, x: right(self, x) * 1.001)
+    monkeypatch.setattr(example.FusedMBConv, "in_steps", lambda self, x: right(self, x) * factor)
     with pytest.raises(SystemExit, match="err more than twice"):
         example.main()
 

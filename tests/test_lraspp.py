@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,15 +15,10 @@ from torch import Tensor, nn
 
 import mbv3fast
 from mbv3fast import WeightsError
-from mbv3fast.description import Description
 from mbv3fast.fold import UnsupportedError
 from mbv3fast.weights import published
-from tests.numerics import assert_engine_agrees
+from tests.numerics import assert_close, assert_engine_agrees
 from tests.peers import noise, trained
-
-
-def assert_close(got: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
 
 
 @torch.inference_mode()
@@ -90,6 +86,8 @@ def test_layers_replaced_by_hand_are_described() -> None:
     model.labels = ["a", "b", "c", "d", "e"]
     again = mbv3fast.lraspp_large(model.state_dict())
     assert (again.config.num_classes, again.labels) == (5, tuple("abcde"))
+    model.labels = ["a", "b"]
+    assert mbv3fast.lraspp_large(model.state_dict()).labels is None, "these are another's"
     again.eval().reset_classifier(2)
     assert not again.classifier.low_classifier.training
 
@@ -121,6 +119,10 @@ def test_lraspp_on_a_classifiers_backbone(torchvision: ModuleType) -> None:
     )
     assert model.config.output_stride == 16
     assert scores(model, noise(1, 64, 64)).shape == (1, 2, 64, 64)
+    other = mbv3fast.large(num_classes=2)
+    other.preprocess = mbv3fast.Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    on_other = mbv3fast.lraspp_large(weights_backbone=other.state_dict()).preprocess
+    assert (on_other.mean, on_other.std) == ((0.5,) * 3, (0.5,) * 3), "as that was trained"
 
 
 def test_lraspp_as_a_program(torchvision: ModuleType) -> None:
@@ -160,6 +162,8 @@ def test_lraspps_published_weights_by_name(
         ({"weights": "x.pth", "weights_backbone": "y.pth"}, r"weights_backbone: needs weights=None"),
         ({"num_classes": 0}, r"num_classes: got 0, needs at least 1"),
         ({"source": "timm"}, r"source: is of weights_backbone=, which is None"),
+        ({"source": "timm", "weights": "DEFAULT"}, r"source: is of weights_backbone=, which is None"),
+        ({"micro_batch": 0}, r"micro_batch: got 0, needs at least 1 image"),
         ({"output_stride": 3}, r"output_stride: got 3"),
         ({"plan": "rows"}, r"plan: got 'rows'"),
     ],
@@ -174,4 +178,19 @@ def test_lraspp_weights_that_do_not_fit(torchvision: ModuleType) -> None:
     del state["backbone.4.block.0.0.weight"]
     with pytest.raises(WeightsError, match=r"weights: backbone\.4\.block\.0\.0\.weight is missing"):
         mbv3fast.lraspp_large(state)
-    assert Description.from_json(mbv3fast.lraspp_large().description().to_json()).config.num_classes == 21
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: replace(c, blocks=c.blocks[:1]), r"no LR-ASPP network: config: no map has stride 8"),
+        (lambda c: replace(c, num_classes=0), r"no LR-ASPP network: num_classes: got 0, needs at least 1"),
+        (lambda c: replace(c, blocks=c.blocks[:1] * 999), r"999 blocks are described, but only \d+ tensors given"),
+    ],
+)
+def test_lraspp_weights_with_a_wrong_description(change: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mbv3fast.lraspp_large(num_classes=2)
+    described = replace(model.description(), config=change(model.config))
+    monkeypatch.setattr(model, "description", lambda: described)
+    with pytest.raises(WeightsError, match=message):
+        mbv3fast.lraspp_large(model.state_dict())

@@ -19,11 +19,10 @@ import click
 import torch
 
 import mbv3fast
-from mbv3fast import BackendError, ExportError
+from mbv3fast import BackendError, ExportError, UnsupportedError
 from mbv3fast.cli.classify import class_names
 from mbv3fast.cli.options import evaluated_size, load_model, model_options
 from mbv3fast.fast import FusedMobileNetV3
-from mbv3fast.fold import UnsupportedError
 
 TYPES = {
     torch.uint8: "TYPE_UINT8",

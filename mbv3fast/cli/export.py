@@ -9,7 +9,7 @@ import click
 
 from mbv3fast.backend import BackendError
 from mbv3fast.cli.options import check_out, evaluated_size, load_model, model_options
-from mbv3fast.deploy import OPSET, ExportError
+from mbv3fast.deploy import OPSET, SUFFIXES, ExportError
 from mbv3fast.deploy import export as export_model
 from mbv3fast.fold import UnsupportedError
 
@@ -34,7 +34,7 @@ def export(
 
     Neither needs this package to run. The file is run in a fresh process, and compared with the model in float64.
     """
-    check_out(out, [".pt2", ".onnx"])
+    check_out(out, SUFFIXES, hint="OUT")
     network = load_model(**model)
     try:
         made = export_model(

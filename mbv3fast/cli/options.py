@@ -52,14 +52,14 @@ def model_options(command: Command) -> Command:
     return command
 
 
-def check_out(out: Path, suffixes: Iterable[str]) -> None:
+def check_out(out: Path, suffixes: Iterable[str], hint: str = "--out") -> None:
     """Raise click.BadParameter, before any work is done, where `out` can't become a file of these suffixes."""
     if out.suffix not in suffixes:
-        raise click.BadParameter(f"{out}: needs the suffix {', '.join(suffixes)}", param_hint="--out")
+        raise click.BadParameter(f"{out}: needs the suffix {', '.join(suffixes)}", param_hint=hint)
     if not out.absolute().parent.is_dir():
-        raise click.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
+        raise click.BadParameter(f"{out}: its folder does not exist", param_hint=hint)
     if out.is_dir():
-        raise click.BadParameter(f"{out}: is a folder", param_hint="--out")
+        raise click.BadParameter(f"{out}: is a folder", param_hint=hint)
 
 
 def usable_cores() -> int:

@@ -13,7 +13,10 @@ from mbv3fast.deploy.job import Exported, ExportError, Job
 from mbv3fast.deploy.onnx_model import OPSET, write_onnx
 from mbv3fast.serving import Served
 
-__all__ = ["OPSET", "ExportError", "Exported", "export"]
+__all__ = ["OPSET", "SUFFIXES", "ExportError", "Exported", "export"]
+
+_WRITERS = {".pt2": write_package, ".onnx": write_onnx}
+SUFFIXES = tuple(_WRITERS)
 
 
 def export(
@@ -43,13 +46,13 @@ def export(
     opset: of an .onnx, 22 by default.
     verify: compares what the file puts out, of a few random batches, with the modules in float64.
 
-    Raises ValueError for other arguments, ExportError where the file can't be made or computes something else,
-    BackendError where who was asked for can't serve, UnsupportedError where the model can't be folded.
+    Raises TypeError for a model of another make and ValueError for other arguments, ExportError where the file can't be
+    made or computes something else, BackendError where who was asked for can't serve, UnsupportedError where the model
+    can't be folded.
     """
     target = Path(path)
-    writers = {".pt2": write_package, ".onnx": write_onnx}
-    if target.suffix not in writers:
-        raise ValueError(f"path: got {target}, needs the suffix {' or '.join(writers)}")
+    if target.suffix not in _WRITERS:
+        raise ValueError(f"path: got {target}, needs the suffix {' or '.join(_WRITERS)}")
     if not target.absolute().parent.is_dir():
         raise ValueError(f"path: got {target}, whose folder does not exist")
     if target.is_dir():
@@ -59,8 +62,8 @@ def export(
     job = Job.of(model, size, batch, uint8, backend, OPSET if opset is None else opset, verify)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.resolve().parent) as folder:
         file = Path(folder, target.name)  # whose suffix its readers go by
-        written = writers[target.suffix](job, file)
+        written = _WRITERS[target.suffix](job, file)
         found = compare(job, file, written) if verify else None
         with replacing(target) as temporary:
             os.replace(file, temporary)
-    return Exported(target, written.contents, job.signature(written.most), target.stat().st_size, found)
+    return Exported(target, written.contents, job.signature(written), target.stat().st_size, found)

@@ -28,7 +28,7 @@ def compare(job: Job, file: Path, written: Written) -> Difference:
     exact = copy.deepcopy(job.model).double()
     worst = Difference(0.0, 0.0)
     for x, outputs in zip(inputs, run_afresh(file, inputs, written.imports), strict=True):
-        for found in _differences(job, exact, x, outputs, written.factor):
+        for found in _differences(job, exact, x, outputs, written.factor, file.suffix):
             if not found.agrees:
                 raise ExportError(f"{file.suffix}: for an input of {list(x.shape)} the file's outputs err by {found}")
             worst = max(worst, found, key=lambda one: one.error)
@@ -53,15 +53,16 @@ def run_afresh(file: Path, inputs: list[Tensor], imports: tuple[str, ...] = ()) 
 
 
 @torch.no_grad()
-def _differences(job: Job, exact: Served, x: Tensor, outputs: list[Tensor], factor: float) -> list[Difference]:
+def _differences(
+    job: Job, exact: Served, x: Tensor, outputs: list[Tensor], factor: float, suffix: str
+) -> list[Difference]:
     truths = leaves(exact.reference_forward(x if job.uint8 else x.double()))
     if len(outputs) != len(truths):
-        raise ExportError(f"the file put out {len(outputs)} tensors, needs {len(truths)}")
+        raise ExportError(f"{suffix}: the file put out {len(outputs)} tensors, needs {len(truths)}")
     found = []
     for got, plain, truth in zip(outputs, leaves(job.model.reference_forward(x)), truths, strict=True):
         if got.shape != truth.shape or got.dtype != plain.dtype:
-            raise ExportError(
-                f"the file put out {got.dtype} {list(got.shape)}, needs {plain.dtype} {list(truth.shape)}"
-            )
+            got_and_needed = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (got, plain))
+            raise ExportError(f"{suffix}: the file put out {', needs '.join(got_and_needed)}")
         found.append(difference(got.to(truth.device), plain, truth, factor))
     return found

@@ -75,7 +75,7 @@ class Job:
             raise ValueError(f"batch: got {self.batch!r}, needs at least 1 image")
 
     @classmethod
-    def of(cls, model: Any, size: Any, batch: Any, uint8: bool, backend: str, opset: int, verify: bool) -> Job:
+    def of(cls, model: Any, size: Any, batch: Any, uint8: bool, backend: str, opset: Any, verify: bool) -> Job:
         """Of arguments as users give them. Raises TypeError and ValueError."""
         try:
             whole = tuple(map(operator.index, size))
@@ -85,7 +85,11 @@ class Job:
             images = 0 if isinstance(batch, bool) else operator.index(batch)
         except TypeError as error:
             raise ValueError(f"batch: got {batch!r}, needs a whole number of images") from error
-        return cls(model, whole, images, bool(uint8), backend, opset, verify)
+        try:
+            version = operator.index(opset)
+        except TypeError as error:
+            raise ValueError(f"opset: got {opset!r}, needs a whole number") from error
+        return cls(model, whole, images, bool(uint8), backend, version, verify)
 
     @property
     def like(self) -> Tensor:
@@ -102,13 +106,14 @@ class Job:
             return pixels.to(self.like.device)
         return torch.randn((count, channels, height, width), generator=generator).to(self.like.device, self.like.dtype)
 
-    def signature(self, most: int | None) -> str:
-        """The input in words; a file for any number of images is for any size too."""
-        height, width = ("H", "W") if most is None else self.size
+    def signature(self, written: Written) -> str:
+        """The input of a file in words."""
+        height, width = ("H", "W") if written.sizes else self.size
         channels = self.model.config.in_chans
         dtype = "uint8" if self.uint8 else str(self.like.dtype).removeprefix("torch.")
         axes = (height, width, channels) if self.uint8 else (channels, height, width)
-        return f"{dtype} [N, {', '.join(map(str, axes))}], N from 1" + ("" if most is None else f" to {most:,}")
+        most = "" if written.most is None else f" to {written.most:,}"
+        return f"{dtype} [N, {', '.join(map(str, axes))}], N from 1{most}"
 
 
 def leaves(outputs: Any) -> list[Tensor]:

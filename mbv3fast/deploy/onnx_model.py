@@ -46,9 +46,12 @@ def write_onnx(job: Job, path: Path) -> Written:
             )
             assert program is not None
             program.model.metadata_props[METADATA_KEY] = job.model.description().to_json()
+            written = program.model.opset_imports[""]
             program.save(str(path))
     except Exception as error:  # whatever a tracer or a converter may say
         raise ExportError(f".onnx: PyTorch can't export it: {error}") from error
+    if written != job.opset:
+        raise ExportError(f".onnx: opset {job.opset} was asked for, PyTorch wrote {written}")
     other = (job.size[0] + 33, job.size[1] + 14)
     return Written(
         f"ONNX's operators, opset {job.opset}, any height and width", None, sizes=(other,), factor=OTHERS_FACTOR

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from torch import nn
 
-from mbv3fast.foreign.modules import class_name
-from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
+from mbv3fast.foreign.modules import class_name, is_linear
+from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignNetwork, UnknownModuleError
 from mbv3fast.foreign.of_timm import timm_network
 from mbv3fast.foreign.of_torchvision import torchvision_network
 from mbv3fast.torch_state import has_hooks
 
-__all__ = ["ForeignBlock", "ForeignConv", "ForeignExcite", "ForeignNetwork", "UnknownModuleError", "read_network"]
+__all__ = [
+    "ForeignBlock",
+    "ForeignConv",
+    "ForeignNetwork",
+    "UnknownModuleError",
+    "is_linear",
+    "read_network",
+]
 
 _READERS = {
     "torchvision.models.mobilenetv3.MobileNetV3": torchvision_network,
@@ -28,7 +35,10 @@ def read_network(model: nn.Module) -> ForeignNetwork:
         raise UnknownModuleError(f"model is a {class_name(model)}, needs {' or '.join(_READERS)}{_hint(model)}")
     for name, module in model.named_modules():
         _check_untouched(module, name or "model")
-    return reader(model)
+    try:
+        return reader(model)
+    except AttributeError as error:
+        raise UnknownModuleError(f"model lacks a part: {error}") from error
 
 
 def _hint(model: nn.Module) -> str:

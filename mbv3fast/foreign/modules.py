@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -11,7 +11,10 @@ from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, U
 IDENTITY = "torch.nn.modules.linear.Identity"
 HARDSIGMOID = "torch.nn.modules.activation.Hardsigmoid"
 SEQUENTIAL = "torch.nn.modules.container.Sequential"
-_CONV = "torch.nn.modules.conv.Conv2d"
+CONV = "torch.nn.modules.conv.Conv2d"
+LINEAR = "torch.nn.modules.linear.Linear"
+TIMM_NORM = "timm.layers.norm_act.BatchNormAct2d"
+_NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
 _SAME = "timm.layers.conv2d_same.Conv2dSame"
 _POOL = "torch.nn.modules.pooling.AdaptiveAvgPool2d"
 _ACTIVATIONS: dict[str, str | None] = {
@@ -42,6 +45,11 @@ def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a plain linear layer; timm's casts under autocast, as PyTorch does by itself."""
+    return class_name(module) in (LINEAR, "timm.layers.linear.Linear")
+
+
 def expect_mean(model: Any, attribute: str, prefix: str = "") -> None:
     pool = child(model, attribute, _POOL, prefix)
     if pool.output_size not in (1, (1, 1)):
@@ -54,16 +62,16 @@ def activation_of(module: nn.Module, name: str) -> str | None:
 
 
 def conv_of(conv: nn.Module, norm: nn.Module, name: str, norm_name: str, activation: str | None) -> ForeignConv:
-    expect(conv, name, _CONV, _SAME)
-    if not isinstance(norm, nn.BatchNorm2d):
-        raise UnknownModuleError(f"{norm_name} is a {type(norm).__name__}, needs BatchNorm2d")
+    expect(conv, name, CONV, _SAME)
+    expect(norm, norm_name, _NORM, TIMM_NORM)
     assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     return ForeignConv(name, conv, norm, activation, class_name(conv) == _SAME)
 
 
 def excite_of(name: str, fc1: nn.Module, fc2: nn.Module, activation: nn.Module) -> ForeignExcite:
     for part, module in {"fc1": fc1, "fc2": fc2}.items():
-        expect(module, f"{name}.{part}", _CONV)
+        expect(module, f"{name}.{part}", CONV)
     assert isinstance(fc1, nn.Conv2d)
     assert isinstance(fc2, nn.Conv2d)
     return ForeignExcite(name, fc1, fc2, activation_of(activation, f"{name}.activation"))

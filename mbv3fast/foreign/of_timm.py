@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from mbv3fast.foreign.modules import (
+    CONV,
     HARDSIGMOID,
     IDENTITY,
+    SEQUENTIAL,
+    TIMM_NORM,
     activation_of,
     block_of,
     child,
@@ -30,7 +31,8 @@ def timm_network(model: Any) -> ForeignNetwork:
     stem = _conv(model.conv_stem, model.bn1, "conv_stem", "bn1")
     blocks: list[ForeignBlock] = []
     lasts: list[ForeignConv] = []
-    for stage, layers in children(model.blocks):
+    for stage, layers in children(child(model, "blocks", SEQUENTIAL)):
+        expect(layers, f"blocks.{stage}", SEQUENTIAL)
         for position, layer in children(layers):
             name = f"blocks.{stage}.{position}"
             if class_name(layer) == "timm.models._efficientnet_blocks.ConvBnAct":
@@ -41,12 +43,8 @@ def timm_network(model: Any) -> ForeignNetwork:
                 blocks.append(_block(layer, name))
     if not lasts:
         raise UnknownModuleError("blocks end without a convolution")
-    activation = activation_of(model.act2, "act2")
-    if activation is None or not isinstance(model.conv_head, nn.Conv2d):
-        raise UnknownModuleError("conv_head, act2: need a 1x1 convolution and an activation")
-    return ForeignNetwork(
-        stem, tuple(blocks), tuple(lasts), model.conv_head, activation, float(model.drop_rate), model.classifier
-    )
+    head, activation = child(model, "conv_head", CONV), activation_of(model.act2, "act2")
+    return ForeignNetwork(stem, tuple(blocks), tuple(lasts), head, activation, float(model.drop_rate), model.classifier)
 
 
 def _last(layer: Any, name: str) -> ForeignConv:
@@ -77,7 +75,7 @@ def _excite(module: Any, name: str) -> ForeignExcite:
 
 
 def _conv(conv: Any, norm: Any, name: str, norm_name: str) -> ForeignConv:
-    expect(norm, norm_name, "timm.layers.norm_act.BatchNormAct2d")
+    expect(norm, norm_name, TIMM_NORM)
     if class_name(norm.drop) != IDENTITY:
         raise UnknownModuleError(f"{norm_name}.drop is a {type(norm.drop).__name__}, needs Identity")
     return conv_of(conv, norm, name, norm_name, activation_of(norm.act, f"{norm_name}.act"))

@@ -8,6 +8,8 @@ from torch import nn
 
 from mbv3fast.foreign.modules import (
     HARDSIGMOID,
+    IDENTITY,
+    LINEAR,
     SEQUENTIAL,
     activation_of,
     block_of,
@@ -22,6 +24,7 @@ from mbv3fast.foreign.modules import (
 from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
 
 _CONV_NORM = "torchvision.ops.misc.Conv2dNormActivation"
+_DROPOUT = "torch.nn.modules.dropout.Dropout"
 _EXCITE = "torchvision.ops.misc.SqueezeExcitation"
 
 
@@ -37,14 +40,17 @@ def torchvision_network(model: Any) -> ForeignNetwork:
     expect_mean(model, "avgpool")
     parts = [part for _, part in children(child(model, "classifier", SEQUENTIAL))]
     if len(parts) < 4:
-        raise UnknownModuleError(f"classifier has {len(parts)} parts, needs 4")
+        raise UnknownModuleError(f"classifier has {len(parts)} parts, needs at least 4")
     head, activation, dropout, *rest = parts
-    if not isinstance(head, nn.Linear):
-        raise UnknownModuleError(f"classifier.0 is a {type(head).__name__}, needs Linear")
-    rate = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+    expect(head, "classifier.0", LINEAR)
+    assert isinstance(head, nn.Linear)
+    rate = 0.0
+    if class_name(dropout) == _DROPOUT:
+        assert isinstance(dropout, nn.Dropout)
+        rate = dropout.p
+    elif class_name(dropout) != IDENTITY:
+        rest = [dropout, *rest]
     behind = rest[0] if len(rest) == 1 else nn.Sequential(*rest)
-    if not isinstance(dropout, (nn.Dropout, nn.Identity)):
-        behind = nn.Sequential(dropout, *rest)
     return ForeignNetwork(
         stem, tuple(blocks), tuple(others), head, activation_of(activation, "classifier.1"), rate, behind
     )
@@ -61,7 +67,7 @@ def _conv(module: Any, name: str) -> ForeignConv:
 
 def _block(module: Any, name: str) -> ForeignBlock:
     expect(module, name, "torchvision.models.mobilenetv3.InvertedResidual")
-    parts = children(module.block)
+    parts = children(child(module, "block", SEQUENTIAL, name))
     excites = [_excite(part, f"{name}.block.{key}") for key, part in parts if class_name(part) == _EXCITE]
     convs = [_conv(part, f"{name}.block.{key}") for key, part in parts if class_name(part) != _EXCITE]
     return block_of(name, convs, excites, bool(module.use_res_connect))

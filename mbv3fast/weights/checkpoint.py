@@ -184,14 +184,19 @@ def _check_source(config: NetworkConfig, source: str | None) -> None:
         )
 
 
-def _fit(
-    state: Mapping[str, Tensor], kind: Kind, config: NetworkConfig, names: list[tuple[str, str]] | None
-) -> dict[str, Tensor]:
-    """`fit` for a classifier of `config`; names: (ours, theirs), None where they are the same."""
+def check_counts(state: Mapping[str, Tensor], config: NetworkConfig) -> None:
+    """Raises WeightsError for a description of more layers than there are tensors, before any are made."""
     for field in ("blocks", "last_convs"):
         count = len(getattr(config, field))
         if count > len(state):
             raise WeightsError(f"weights: {count} {field} are described, but only {len(state)} tensors given")
+
+
+def _fit(
+    state: Mapping[str, Tensor], kind: Kind, config: NetworkConfig, names: list[tuple[str, str]] | None
+) -> dict[str, Tensor]:
+    """`fit` for a classifier of `config`; names: (ours, theirs), None where they are the same."""
+    check_counts(state, config)
     with torch.device("meta"):
         needed = MobileNetV3(config).state_dict()
     theirs = None if names is None else dict(names)

@@ -14,7 +14,7 @@ from mbv3fast.description import Description
 from mbv3fast.lraspp import LRASPP
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.weights import published
-from mbv3fast.weights.checkpoint import Checkpoint
+from mbv3fast.weights.checkpoint import Checkpoint, check_counts
 from mbv3fast.weights.errors import WeightsError
 from mbv3fast.weights.files import read_file, unwrap
 from mbv3fast.weights.fit import fit
@@ -44,8 +44,12 @@ def read_lraspp(weights: Any, config: NetworkConfig) -> Checkpoint:
         config = replace(config, num_classes=state[_LAST].shape[0])
         labels = VOC_LABELS if known is not None and config.num_classes == len(VOC_LABELS) else None
         description = Description(config, known or published.SEGMENTATION, labels)
-    with torch.device("meta"):
-        needed = LRASPP(description.config).state_dict()
+    check_counts(state, description.config)
+    try:
+        with torch.device("meta"):
+            needed = LRASPP(description.config).state_dict()
+    except ValueError as error:
+        raise WeightsError(f"weights: what they say of themselves is no LR-ASPP network: {error}") from error
     fitted = fit(state, needed, None, description.config.bn_eps, "LR-ASPP on a MobileNetV3-Large")
     return Checkpoint(fitted, description)
 
