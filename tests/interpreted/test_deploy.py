@@ -21,7 +21,7 @@ pytest.importorskip("triton.runtime.interpreter")
 
 @pytest.mark.slow
 def test_a_package_of_ops(tmp_path: Path) -> None:
-    model, x = short_small(), digit_tiles()[:2, :, :32, :32]
+    model, x = short_small(), digit_tiles()[:2, :, :32, :32].contiguous()
     made = export(model, tmp_path / "small.pt2", size=(32, 32), backend="triton")
     assert made.contents == "torch.ops.mbv3fast.*, which a reader has by `import mbv3fast.ops`"
     with pytest.raises(ExportError, match=r"^\.pt2: a fresh process can't run the file: .*mbv3fast"):
