@@ -237,22 +237,18 @@ def classify(
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder of its own.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Predictions an image.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option(
-    "--part", "part_size", type=click.IntRange(1), default=4096, show_default=True, help="Images a file of the output."
-)
+@click.option("--part", "size", type=click.IntRange(1), default=4096, show_default=True, help="Images a file holds.")
 @click.option("--actors", type=click.IntRange(1), help="Models at work.  [default: all GPUs, or half of the CPUs]")
 @click.option("--address", help="A Ray cluster, auto for the one that runs here; left out, one is started.")
-def main(
-    paths: tuple[str, ...], out: Path, part_size: int, actors: int | None, address: str | None, **options: Any
-) -> None:
+def main(paths: tuple[str, ...], out: Path, size: int, actors: int | None, address: str | None, **options: Any) -> None:
     """Classify images: files, folders (searched for images) or quoted patterns; with --columns, of .parquet files."""
     if options["device"] not in ("auto", "cpu", "cuda"):
         raise click.BadParameter(f"{options['device']!r}: needs auto, cpu or cuda", param_hint="--device")
     columns = options["columns"]
     if columns:
-        found = cut_parquet(find_images(paths, (".parquet",), "parquet file"), part_size, columns)
+        found = cut_parquet(find_images(paths, (".parquet",), "parquet file"), size, columns)
     else:
-        found = cut(find_images(paths), part_size)
+        found = cut(find_images(paths), size)
     parts = [{"part": number, **part} for number, part in enumerate(found)]
     if not parts:
         raise click.ClickException(f"no rows in {', '.join(paths)}")

@@ -1,6 +1,6 @@
 """mbv3fast: MobileNetV3 as a drop-in PyTorch module, with a fused inference path and exact weights from anywhere."""
 
-from mbv3fast import weights
+from mbv3fast import _checkout, weights  # noqa: F401 # the first finds what the others import
 from mbv3fast._version import __version__
 from mbv3fast.acceleration import AccelerationError, accelerate
 from mbv3fast.backend import BackendError

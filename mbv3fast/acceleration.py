@@ -63,16 +63,17 @@ def accelerate(
 def _config(network: ForeignNetwork) -> NetworkConfig:
     stem, head = network.stem, network.head
     last = network.classifier
+    lasts = tuple(conv.conv.out_channels for conv in network.last_convs)
     return NetworkConfig(
         variant="large" if len(network.blocks) >= _LARGE else "small",
         stem=stem.conv.out_channels,
         blocks=_staged(tuple(map(_block_config, network.blocks))),
-        last_convs=tuple(last.conv.out_channels for last in network.last_convs),
-        hidden=head.weight.shape[0],
+        last_convs=lasts,
+        hidden=lasts[-1] if head is None else head.weight.shape[0],
         num_classes=last.out_features if is_linear(last) else 0,
         in_chans=stem.conv.in_channels,
         activation=_known(stem.activation, stem.name),
-        head_bias=head.bias is not None,
+        head_bias=head is None or head.bias is not None,
         bn_eps=stem.norm.eps,
         bn_momentum=stem.norm.momentum if stem.norm.momentum is not None else 0.1,
         tf_same_padding=stem.same,
@@ -131,6 +132,9 @@ def _fill(ours: FusedMobileNetV3, network: ForeignNetwork) -> None:
         else:
             _fill_block(own, layer)
     head, classifier = network.head, network.classifier
+    if head is None:
+        ours.classifier = copy.deepcopy(classifier)  # type: ignore[assignment] # users may put anything there
+        return
     if isinstance(head, nn.Conv2d) and (head.kernel_size != (1, 1) or head.groups != 1 or head.padding != (0, 0)):
         raise UnknownModuleError("conv_head is no plain 1x1 convolution")
     _take(ours.classifier[0], head)

@@ -196,7 +196,7 @@ def lacks_triton() -> str:
     if not _found("triton"):
         return "Triton is not installed (pip install 'mbv3fast[triton]')"
     if not _found("mbv3fast.kernels"):
-        return "this checkout has no link to its kernels (ln -s ../kernels mbv3fast/kernels)"
+        return "the kernels are missing from this installation"
     return ""
 
 

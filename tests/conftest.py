@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-import benchmarks  # noqa: F401 # lays the link to the kernels, which a checkout that isn't installed lacks
 import mbv3fast
 from mbv3fast import backend
 from mbv3fast.cuda import library

@@ -167,7 +167,8 @@ def test_without_triton_nothing_is_lost_but_its_kernels(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("missing", "advice"), [("triton", "pip install 'mbv3fast[triton]'"), ("mbv3fast.kernels", "ln -s ../kernels")]
+    ("missing", "advice"),
+    [("triton", "pip install 'mbv3fast[triton]'"), ("mbv3fast.kernels", "kernels are missing")],
 )
 def test_what_is_missing_is_told_apart(monkeypatch: pytest.MonkeyPatch, missing: str, advice: str) -> None:
     monkeypatch.setattr(backend, "_found", lambda name: name != missing)

@@ -16,7 +16,7 @@ ROOT = Path(mbv3fast.__file__).parent
 # From the ground. A name covers the package's modules below it.
 FLOORS = (
     ("launching", "tuned"),
-    ("tables", "assets", "atomic", "_version", "gpus", "csrc"),
+    ("tables", "assets", "atomic", "_checkout", "_version", "gpus", "csrc"),
     ("kernels", "cuda"),
     ("config",),
     ("pyramid",),

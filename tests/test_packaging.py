@@ -62,6 +62,12 @@ def run(*command: object, cwd: Path, **environment: str) -> subprocess.Completed
     )
 
 
+def test_a_bare_checkout_has_kernels(checkout: Path) -> None:
+    code = "import mbv3fast.kernels, mbv3fast.csrc.build as build; print(mbv3fast.kernels.__file__, build.__file__)"
+    result = run(sys.executable, "-c", code, cwd=checkout)
+    assert result.stdout.split() == [str(checkout / "kernels" / "__init__.py"), str(checkout / "csrc" / "build.py")]
+
+
 def wheel_of(what: Path, **environment: str) -> Path:
     """The one wheel that pip makes of a checkout or an sdist."""
     out = what.parent / "wheels"
@@ -133,7 +139,7 @@ def test_an_installed_package_builds_its_library(checkout: Path) -> None:
     result = run(*mbv3fast, "build", "--emulated", cwd=site)
     assert result.returncode == 0, result.stdout + result.stderr
     library = site / "mbv3fast" / "lib" / "libmbv3fast_emulated.so"
-    assert result.stdout.endswith(f"built {library}\n")
+    assert result.stdout.endswith(f"built {library}, which MBV3FAST_EMULATE=1 loads\n")
     said = run(*mbv3fast, "doctor", cwd=site, MBV3FAST_EMULATE="1").stdout
     assert f"for the CPU, emulated: {library}" in said
     assert not (site / "build").exists()

@@ -27,7 +27,7 @@ def build(arch: str | None, emulated: bool, verbose: bool) -> None:
         from mbv3fast.csrc.build import BuildError
         from mbv3fast.csrc.build import build as build_library
     except ModuleNotFoundError as error:
-        raise click.ClickException("no CUDA sources here; in a checkout: ln -s ../csrc mbv3fast/csrc") from error
+        raise click.ClickException("this installation has no CUDA sources") from error
     try:
         library = build_library(FOLDER, emulated=emulated, arch=arch, verbose=verbose, say=click.echo)
     except BuildError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,7 @@ def write_onnx(job: Job, path: Path) -> Written:
     with torch.no_grad():
         names = _names(len(leaves(_Reference(job.model)(job.images(1)))))
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's own deprecations
+        with torch.no_grad(), _quietly():
             program = torch.onnx.export(
                 _Reference(job.model),
                 (job.images(2),),
@@ -56,6 +58,20 @@ def write_onnx(job: Job, path: Path) -> Written:
     return Written(
         f"ONNX's operators, opset {job.opset}, any height and width", None, sizes=(other,), factor=OTHERS_FACTOR
     )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without PyTorch's own deprecations, and what it says of torchvision's ops, which aren't used."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Reference(nn.Module):

@@ -56,6 +56,10 @@ def expect_mean(model: Any, attribute: str, prefix: str = "") -> None:
         raise UnknownModuleError(f"{_join(prefix, attribute)} makes {pool.output_size} outputs, needs 1")
 
 
+def is_activation(module: nn.Module) -> bool:
+    return _ACTIVATIONS.get(class_name(module)) is not None
+
+
 def activation_of(module: nn.Module, name: str) -> str | None:
     expect(module, name, *_ACTIVATIONS)
     return _ACTIVATIONS[class_name(module)]

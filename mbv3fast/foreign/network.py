@@ -46,12 +46,15 @@ class ForeignBlock:
 
 @dataclass(frozen=True)
 class ForeignNetwork:
-    """head: a linear layer or a 1x1 convolution of the means, with its activation; `classifier` follows it."""
+    """head: a linear layer or a 1x1 convolution of the means, with its activation; `classifier` follows it.
+
+    Where users put another classifier, `head` and its activation are None.
+    """
 
     stem: ForeignConv
     blocks: tuple[ForeignBlock, ...]
     last_convs: tuple[ForeignConv, ...]
-    head: nn.Linear | nn.Conv2d
+    head: nn.Linear | nn.Conv2d | None
     head_activation: str | None
     dropout: float
     classifier: nn.Module

@@ -20,6 +20,7 @@ from mbv3fast.foreign.modules import (
     excite_of,
     expect,
     expect_mean,
+    is_activation,
 )
 from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
 
@@ -38,22 +39,23 @@ def torchvision_network(model: Any) -> ForeignNetwork:
     stem, *others = (_conv(layer, name) for (name, layer), plain in zip(layers, convs, strict=True) if plain)
     blocks = [_block(layer, name) for name, layer in layers[1:last]]
     expect_mean(model, "avgpool")
-    parts = [part for _, part in children(child(model, "classifier", SEQUENTIAL))]
-    if len(parts) < 4:
-        raise UnknownModuleError(f"classifier has {len(parts)} parts, needs at least 4")
+    return ForeignNetwork(stem, tuple(blocks), tuple(others), *_classifier(model.classifier))
+
+
+def _classifier(classifier: nn.Module) -> tuple[nn.Linear | None, str | None, float, nn.Module]:
+    """The head, its activation, its dropout and what follows; of what users put in its place, all follows."""
+    parts = [part for _, part in children(classifier)]
+    usual = class_name(classifier) == SEQUENTIAL and len(parts) > 3
+    if not usual or class_name(parts[0]) != LINEAR or not is_activation(parts[1]):
+        return None, None, 0.0, classifier
     head, activation, dropout, *rest = parts
-    expect(head, "classifier.0", LINEAR)
-    assert isinstance(head, nn.Linear)
     rate = 0.0
     if class_name(dropout) == _DROPOUT:
-        assert isinstance(dropout, nn.Dropout)
-        rate = dropout.p
+        rate = dropout.p  # type: ignore[assignment] # a float
     elif class_name(dropout) != IDENTITY:
         rest = [dropout, *rest]
     behind = rest[0] if len(rest) == 1 else nn.Sequential(*rest)
-    return ForeignNetwork(
-        stem, tuple(blocks), tuple(others), head, activation_of(activation, "classifier.1"), rate, behind
-    )
+    return head, activation_of(activation, "classifier.1"), rate, behind  # type: ignore[return-value] # of that class
 
 
 def _conv(module: Any, name: str) -> ForeignConv:
