@@ -28,16 +28,19 @@ def write_package(job: Job, path: Path) -> Written:
     most = (2**31 - 1) // (height * width)  # our kernels count pixels in 32 bits, Inductor's are fastest so
     if job.batch > most:
         raise ValueError(f"batch: got {job.batch}, needs at most {most} images of {height}x{width}")
+    on_cpu = job.like.device.type == "cpu"
+    settings: dict[str, Any] = {"cpp.dynamic_threads": True}
+    settings["aot_inductor.metadata"] = {METADATA_KEY: job.model.description().to_json()}
+    if hasattr(inductor_config.aot_inductor, "check_lowerbound"):  # not in torch 2.9
+        settings["aot_inductor.check_lowerbound"] = False  # of 2, by tracing's habit
+    elif on_cpu:
+        raise ExportError(f"{path.suffix}: PyTorch {torch.__version__} bounds the batch on a CPU, needs 2.10 or later")
     # From 2 on, PyTorch takes a CPU's fast convolutions for small images too, and asks no more; they serve 1 as well.
-    batch = torch.export.Dim("batch", min=2 if job.like.device.type == "cpu" else 1, max=most)
-    metadata = {METADATA_KEY: job.model.description().to_json()}
+    batch = torch.export.Dim("batch", min=2 if on_cpu else 1, max=most)
     try:
         with torch.no_grad(), configured_for(job.batch), for_any_batch(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own deprecations
             exported = torch.export.export(program, (job.images(2),), dynamic_shapes=({0: batch},))  # 1 would be fixed
-            settings: dict[str, Any] = {"aot_inductor.metadata": metadata, "cpp.dynamic_threads": True}
-            if hasattr(inductor_config.aot_inductor, "check_lowerbound"):  # not in torch 2.9
-                settings["aot_inductor.check_lowerbound"] = False  # of 2, by tracing's habit
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=settings)
     except Exception as error:  # whatever a tracer or a compiler may say
         raise ExportError(f"{path.suffix}: PyTorch can't compile it: {error}") from error
