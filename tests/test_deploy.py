@@ -213,6 +213,19 @@ def test_an_older_pytorch_bounds_the_batch(tmp_path: Path) -> None:
         export(short_small(), tmp_path / "small.pt2", size=(64, 64))
 
 
+def test_padding_of_any_size_in_onnx(tmp_path: Path) -> None:
+    """TensorFlow's depends on it; where it were rounded otherwise, odd sizes err."""
+    pytest.importorskip("onnxruntime")
+    model = trained(mbv3fast.small(source="timm-tf", width_mult=0.25, num_classes=5))
+    made = export(model, tmp_path / "same.onnx", size=(65, 97))
+    assert_right(made.path, model, photographs(2, 111)[:, :, :98, :111].contiguous())
+
+
+def test_nothing_is_exported_under_autocast(tmp_path: Path) -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"^model: is exported under autocast"):
+        export(short_small(), tmp_path / "small.pt2", size=(64, 64))
+
+
 def test_a_package_holds_no_cuda_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mbv3fast.deploy.aot_package.requested", lambda name: Request(name, "backend"))
     with pytest.raises(BackendError, match=r"^backend: a package can't hold CUDA's kernels; use 'triton' or 'torch'$"):

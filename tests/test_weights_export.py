@@ -205,7 +205,11 @@ def replace_classifier(model: FusedMobileNetV3) -> None:
     model.classifier = nn.Linear(576, 5)
 
 
-@pytest.mark.parametrize("edit", [replace_stem, replace_preprocessing, replace_classifier])
+def replace_padding_mode(model: FusedMobileNetV3) -> None:
+    model.features[0][0].padding_mode = "reflect"
+
+
+@pytest.mark.parametrize("edit", [replace_stem, replace_preprocessing, replace_classifier, replace_padding_mode])
 def test_no_file_is_written_that_cannot_be_read(edit: Callable[[FusedMobileNetV3], None], tmp_path: Path) -> None:
     """An edited model is either restored or refused before a file of it exists."""
     model, path = ours("small"), tmp_path / "model.safetensors"
@@ -215,8 +219,10 @@ def test_no_file_is_written_that_cannot_be_read(edit: Callable[[FusedMobileNetV3
     except ValueError:
         assert list(tmp_path.iterdir()) == []
     else:
-        again = mbv3fast.load(path).state_dict()
-        assert all(torch.equal(again[key], tensor) for key, tensor in model.state_dict().items())
+        again = mbv3fast.load(path)
+        assert again.features[0][0].padding_mode == model.features[0][0].padding_mode
+        state = again.state_dict()
+        assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
 
 
 def test_other_suffixes_are_not_written(tmp_path: Path) -> None:

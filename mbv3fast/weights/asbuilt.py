@@ -8,7 +8,7 @@ from torch import nn
 from mbv3fast.model import MobileNetV3
 from mbv3fast.weights.errors import WeightsError
 
-_ATTRIBUTES = ("eps", "kernel_size", "stride", "padding", "dilation", "groups", "has_residual")
+_ATTRIBUTES = ("eps", "kernel_size", "stride", "padding", "padding_mode", "dilation", "groups", "has_residual")
 
 
 def require_classifier(model: nn.Module, caller: str) -> None:
