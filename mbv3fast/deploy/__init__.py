@@ -6,8 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import torch
-
 from mbv3fast.atomic import replacing
 from mbv3fast.deploy.aot_package import write_package
 from mbv3fast.deploy.check import compare
@@ -62,8 +60,6 @@ def export(
     if opset is not None and target.suffix != ".onnx":
         raise ValueError(f"opset: got {opset}, only an .onnx has one")
     job = Job.of(model, size, batch, uint8, backend, OPSET if opset is None else opset, verify)
-    if torch.is_autocast_enabled(job.like.device.type):
-        raise ValueError("model: is exported under autocast, whose dtypes the file would keep; leave that first")
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.resolve().parent) as folder:
         file = Path(folder, target.name)  # whose suffix its readers go by
         written = _WRITERS[target.suffix](job, file)

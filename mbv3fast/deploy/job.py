@@ -68,6 +68,8 @@ class Job:
             raise ValueError("model: is in training mode; call eval() first")
         if not self.model.is_plain():
             raise ValueError(f"model: {CUSTOMISED}, which no file would do")
+        if torch.is_autocast_enabled(self.like.device.type):
+            raise ValueError("model: is exported under autocast, whose dtypes the file would keep; leave that first")
         if len(self.size) != 2 or min(self.size) < MIN_SIZE or self.size[0] * self.size[1] > _MOST_PIXELS:
             needs = f"needs a height and a width of at least {MIN_SIZE}, and at most 2^30 pixels"
             raise ValueError(f"size: got {self.size!r}, {needs}")

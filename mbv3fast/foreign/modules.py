@@ -42,7 +42,7 @@ def child(model: Any, attribute: str, wanted: str, prefix: str = "") -> Any:
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """(name, submodule) in order, one that stands in two places twice, unlike `named_children`."""
-    return [(name, child) for name, child in module._modules.items() if child is not None]
+    return [(name, part) for name, part in module._modules.items() if part is not None]
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -56,13 +56,14 @@ def expect_mean(model: Any, attribute: str, prefix: str = "") -> None:
         raise UnknownModuleError(f"{_join(prefix, attribute)} makes {pool.output_size} outputs, needs 1")
 
 
-def is_activation(module: nn.Module) -> bool:
-    return _ACTIVATIONS.get(class_name(module)) is not None
+def activation_name(module: nn.Module) -> str | None:
+    """None for what is none, or isn't known."""
+    return _ACTIVATIONS.get(class_name(module))
 
 
 def activation_of(module: nn.Module, name: str) -> str | None:
     expect(module, name, *_ACTIVATIONS)
-    return _ACTIVATIONS[class_name(module)]
+    return activation_name(module)
 
 
 def conv_of(conv: nn.Module, norm: nn.Module, name: str, norm_name: str, activation: str | None) -> ForeignConv:

@@ -11,6 +11,7 @@ from mbv3fast.foreign.modules import (
     IDENTITY,
     LINEAR,
     SEQUENTIAL,
+    activation_name,
     activation_of,
     block_of,
     child,
@@ -20,7 +21,6 @@ from mbv3fast.foreign.modules import (
     excite_of,
     expect,
     expect_mean,
-    is_activation,
 )
 from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
 
@@ -45,17 +45,18 @@ def torchvision_network(model: Any) -> ForeignNetwork:
 def _classifier(classifier: nn.Module) -> tuple[nn.Linear | None, str | None, float, nn.Module]:
     """The head, its activation, its dropout and what follows; of what users put in its place, all follows."""
     parts = [part for _, part in children(classifier)]
-    usual = class_name(classifier) == SEQUENTIAL and len(parts) > 3
-    if not usual or class_name(parts[0]) != LINEAR or not is_activation(parts[1]):
+    if class_name(classifier) != SEQUENTIAL or len(parts) < 4:
         return None, None, 0.0, classifier
     head, activation, dropout, *rest = parts
+    if class_name(head) != LINEAR or activation_name(activation) is None:
+        return None, None, 0.0, classifier
     rate = 0.0
     if class_name(dropout) == _DROPOUT:
         rate = dropout.p  # type: ignore[assignment] # a float
     elif class_name(dropout) != IDENTITY:
         rest = [dropout, *rest]
     behind = rest[0] if len(rest) == 1 else nn.Sequential(*rest)
-    return head, activation_of(activation, "classifier.1"), rate, behind  # type: ignore[return-value] # of that class
+    return head, activation_name(activation), rate, behind  # type: ignore[return-value] # of that class
 
 
 def _conv(module: Any, name: str) -> ForeignConv:

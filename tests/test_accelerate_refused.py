@@ -1,0 +1,182 @@
+"""What `accelerate` doesn't know is refused by the name of its module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import mbv3fast
+from mbv3fast import UnknownModuleError, accelerate
+
+
+@pytest.fixture
+def small(torchvision: ModuleType) -> nn.Module:
+    return torchvision.models.mobilenet_v3_small(num_classes=5).eval()
+
+
+def hook(model: nn.Module) -> None:
+    model.features[4].block[1].register_forward_hook(lambda *_: None)
+
+
+def parametrization(model: nn.Module) -> None:
+    parametrizations.weight_norm(model.features[2].block[0][0])
+
+
+def another_forward(model: nn.Module) -> None:
+    model.features[7].forward = lambda x: x
+
+
+def another_activation(model: nn.Module) -> None:
+    model.features[5].block[0][2] = nn.SiLU()
+
+
+def another_norm(model: nn.Module) -> None:
+    model.features[0][1] = nn.GroupNorm(4, 16)
+
+
+def another_pool(model: nn.Module) -> None:
+    model.avgpool = nn.AdaptiveMaxPool2d(1)
+
+
+def another_kernel(model: nn.Module) -> None:
+    model.features[4].block[1][0] = nn.Conv2d(96, 96, 7, 2, 3, groups=96, bias=False)
+
+
+def another_gate(model: nn.Module) -> None:
+    model.features[4].block[2].scale_activation = nn.Sigmoid()
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """Who knows what it computes in training."""
+
+
+def own_norm(model: nn.Module) -> None:
+    model.features[0][1] = OwnNorm(16)
+
+
+def own_container(model: nn.Module) -> None:
+    model.features[3].block = nn.ModuleList(model.features[3].block)
+
+
+def no_pool(model: nn.Module) -> None:
+    del model.avgpool
+
+
+def wide_pool(model: nn.Module) -> None:
+    model.avgpool = nn.AdaptiveAvgPool2d(2)
+
+
+def no_last_conv(model: nn.Module) -> None:
+    model.features = model.features[:-1]
+
+
+def grouped_excite(model: nn.Module) -> None:
+    model.features[4].block[2].fc1 = nn.Conv2d(96, 24, 1, groups=2)
+
+
+class Two(nn.Module):
+    """A classifier of two outputs."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+def two_outputs(model: nn.Module) -> None:
+    model.classifier[3] = Two()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (hook, r"features\.4\.block\.1 has hooks"),
+        (parametrization, r"features\.2\.block\.0\.0 (has parametrizations|is a ParametrizedConv2d)"),
+        (another_forward, r"features\.7\.forward was replaced"),
+        (another_activation, r"features\.5\.block\.0\.2 is a SiLU, needs ReLU or Hardswish"),
+        (another_norm, r"features\.0\.1 is a GroupNorm, needs BatchNorm2d"),
+        (another_pool, r"avgpool is a AdaptiveMaxPool2d, needs AdaptiveAvgPool2d"),
+        (another_kernel, r"features\.4: blocks: kernel: got 7, needs one of 3, 5"),
+        (another_gate, r"features\.4\.block\.2\.scale_activation is a Sigmoid, needs Hardsigmoid"),
+        (own_norm, r"features\.0\.1 is a OwnNorm, needs BatchNorm2d"),
+        (own_container, r"features\.3\.block is a ModuleList, needs Sequential"),
+        (no_pool, r"model lacks a part: .*avgpool"),
+        (wide_pool, r"avgpool makes 2 outputs, needs 1"),
+        (no_last_conv, r"features needs convolutions at its ends"),
+        (grouped_excite, r"features\.4\.block\.2 has no plain 1x1 convolutions with biases"),
+        (two_outputs, r"the classifier puts out a tuple, needs a tensor"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_not_known_is_refused_by_name(
+    small: nn.Module, change: Callable[[nn.Module], None], words: str
+) -> None:
+    change(small)
+    with pytest.raises(UnknownModuleError, match=words):
+        accelerate(small)
+
+
+def set_part(name: str, module: nn.Module) -> Callable[[nn.Module], None]:
+    return lambda model: model.set_submodule(name, module)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_part("norm_head", nn.BatchNorm2d(1024)), r"norm_head is a BatchNorm2d, needs Identity"),
+        (lambda model: setattr(model.global_pool, "pool_type", "max"), r"global_pool takes the max, needs the mean"),
+        (
+            lambda model: model.blocks.append(model.blocks[1]),
+            r"blocks\.6\.0 is a InvertedResidual behind the last conv",
+        ),
+        (lambda model: model.blocks.pop(-1), r"blocks end without a convolution"),
+        (lambda model: model.__delattr__("act2"), r"model lacks a part: .*act2"),
+        (set_part("act2", nn.Tanh()), r"act2 is a Tanh, needs ReLU or Hardswish"),
+        (set_part("conv_head", nn.Linear(576, 1024)), r"conv_head is a Linear, needs Conv2d"),
+        (set_part("conv_head", nn.Conv2d(576, 1024, 1, padding=1)), r"conv_head is no plain 1x1 convolution"),
+        (set_part("blocks.5.0.aa", nn.AvgPool2d(1)), r"blocks\.5\.0 has a residual or an anti-aliasing filter"),
+        (set_part("blocks.1.0.aa", nn.AvgPool2d(1)), r"blocks\.1\.0 has an anti-aliasing filter or a space-to-depth"),
+        (set_part("blocks.1.0.bn1.drop", nn.Dropout()), r"blocks\.1\.0\.bn1\.drop is a Dropout, needs Identity"),
+        (set_part("blocks.1.0.bn3.act", nn.ReLU()), r"blocks\.1\.0\.conv_pwl has an activation behind it, needs none"),
+        (set_part("blocks.1.0.bn2.act", nn.Identity()), r"blocks\.1\.0\.conv_dw has no activation"),
+        (set_part("blocks.0.0.se.gate", nn.Sigmoid()), r"blocks\.0\.0\.se\.gate is a Sigmoid, needs Hardsigmoid"),
+        (
+            lambda model: setattr(model.blocks[1][0], "has_skip", True),
+            r"blocks\.1\.0 expands to as many .* doesn't fit",
+        ),
+        (set_part("blocks.1", nn.ModuleList()), r"blocks\.1 is a ModuleList, needs Sequential"),
+    ],
+)
+def test_what_is_not_known_of_timms_is_refused_by_name(
+    timm: ModuleType, change: Callable[[nn.Module], Any], words: str
+) -> None:
+    model = timm.create_model("mobilenetv3_small_100", num_classes=5).eval()
+    change(model)
+    with pytest.raises(UnknownModuleError, match=words):
+        accelerate(model)
+
+
+class Own(nn.Module):
+    """Something that wraps a model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_other_models_are_refused_with_a_hint(small: nn.Module, torchvision: ModuleType) -> None:
+    for model, words in (
+        (
+            Own(small),
+            r"model is a .*Own, needs torchvision\.models\.mobilenetv3\.MobileNetV3 or .*; is it model\.module",
+        ),
+        (torchvision.models.resnet18(), r"model is a torchvision\.models\.resnet\.ResNet, needs"),
+        (mbv3fast.small(), r"model is a mbv3fast\.fast\.FusedMobileNetV3, needs"),
+        (torch.compile(small), r"is it model\._orig_mod"),
+    ):
+        with pytest.raises(UnknownModuleError, match=words):
+            accelerate(model)
