@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
@@ -79,6 +80,18 @@ class Preprocess:
         if set(data) != {field.name for field in fields(cls)}:
             raise TypeError(f"preprocess: got {data!r}, needs {', '.join(field.name for field in fields(cls))}")
         return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+    @classmethod
+    def of_timm(cls, said: Mapping[str, Any]) -> Preprocess:
+        """What timm's `pretrained_cfg` says; KeyError, TypeError, ValueError or ArithmeticError where it is another."""
+        crop = int(said["input_size"][-1])
+        return cls(
+            resize=math.floor(crop / float(said["crop_pct"])),
+            crop=crop,
+            mean=tuple(said["mean"]),
+            std=tuple(said["std"]),
+            interpolation=str(said["interpolation"]),
+        )
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         pixels = self.pixels(image).to(torch.float32).div(255)

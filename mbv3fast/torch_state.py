@@ -47,6 +47,14 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def carries_hooks(module: nn.Module) -> bool:
+    """Whether hooks of any kind are with the module or its own parameters, those for gradients or state dicts too."""
+    hooks = [value for name, value in vars(module).items() if name.endswith("_hooks")]
+    for parameter in module.parameters(recurse=False):
+        hooks += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+    return any(hooks)
+
+
 def overrides(model: nn.Module, kind: type[nn.Module], methods: tuple[str, ...]) -> bool:
     """Whether `model` has methods of its own in place of those of `kind`."""
     return any(m in model.__dict__ or getattr(type(model), m) is not getattr(kind, m) for m in methods)

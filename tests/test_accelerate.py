@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mbv3fast
-from mbv3fast import AccelerationError, accelerate, acceleration
+from mbv3fast import accelerate
 from mbv3fast.fast import FusedMobileNetV3
-from tests.networks import calibrate, photographs, randomise
+from tests.networks import photographs
 from tests.numerics import assert_close
+from tests.peers import trained
 
 TORCHVISION: dict[str, Callable[[ModuleType], nn.Module]] = {
     "large": lambda tv: tv.models.mobilenet_v3_large(),
@@ -24,6 +23,7 @@ TORCHVISION: dict[str, Callable[[ModuleType], nn.Module]] = {
     "narrow": lambda tv: tv.models.mobilenet_v3_small(width_mult=0.6, num_classes=7),
     "reduced tail": lambda tv: tv.models.mobilenet_v3_large(reduced_tail=True),
     "dilated": lambda tv: tv.models.mobilenet_v3_large(dilated=True),
+    "small, dilated, reduced tail": lambda tv: tv.models.mobilenet_v3_small(dilated=True, reduced_tail=True),
 }
 TIMM = [
     "mobilenetv3_small_100",
@@ -32,14 +32,6 @@ TIMM = [
     "tf_mobilenetv3_small_075",
     "tf_mobilenetv3_large_minimal_100",
 ]
-
-
-def trained(model: nn.Module) -> nn.Module:
-    """With weights and statistics that tell every part from others, in eval."""
-    torch.manual_seed(0)
-    randomise(model)
-    calibrate(model, photographs(4, 96, seed=1))
-    return model.eval()
 
 
 @torch.inference_mode()
@@ -54,12 +46,12 @@ def test_torchvisions(torchvision: ModuleType, name: str) -> None:
     agree(accelerate(model), model, photographs(2, 80))
 
 
-@pytest.mark.parametrize("name", ["large", "small", "narrow", "reduced tail", "dilated"])
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_it_is_the_network_that_its_weights_are_read_as(torchvision: ModuleType, name: str) -> None:
     """So it is saved, dilated anew and brought back to torchvision as any other."""
     model = trained(TORCHVISION[name](torchvision))
     ours = accelerate(model)
-    stride = 16 if name == "dilated" else 32
+    stride = 16 if "dilated" in name else 32
     read = getattr(mbv3fast, ours.config.variant)(weights=model.state_dict(), output_stride=stride)
     assert replace(ours.config, dropout=0, bn_momentum=0) == replace(read.config, dropout=0, bn_momentum=0)
     back = TORCHVISION[name](torchvision).eval()
@@ -71,7 +63,11 @@ def test_it_is_the_network_that_its_weights_are_read_as(torchvision: ModuleType,
 def test_a_block_that_stands_in_two_places(torchvision: ModuleType) -> None:
     model = trained(TORCHVISION["large"](torchvision))
     model.features[6] = model.features[5]
-    agree(accelerate(model), model, photographs(2, 80))
+    model.features[13].block[0][0].weight = model.features[12].block[0][0].weight
+    trained(model)
+    ours = accelerate(model)
+    agree(ours, model, photographs(2, 80))
+    assert len(list(ours.parameters())) == len(list(model.parameters()))  # what was shared is
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -144,10 +140,22 @@ def own_activation(model: nn.Module) -> None:
     model.features[5].block[0][2] = nn.ReLU()
 
 
+def no_activation(model: nn.Module) -> None:
+    model.features[5].block[0][2] = nn.Identity()
+    del model.features[6].block[0][2]
+    del model.features[12][2]
+
+
+def own_dilation(model: nn.Module) -> None:
+    conv = model.features[6].block[1][0]
+    conv.dilation, conv.padding = (2, 2), (4, 4)
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        *(own_eps, own_strides, own_classifier, no_classifier, more_classifier, no_dropout, own_activation),
+        *(own_eps, own_strides, own_dilation, own_activation, no_activation, no_dropout),
+        *(own_classifier, no_classifier, more_classifier),
         *(whole_classifier, short_classifier, normed_classifier, all_but_a_classifier, halved_head, halved_classifier),
     ],
     ids=lambda change: change.__name__,
@@ -166,47 +174,3 @@ def test_a_timm_models_classifier_may_be_another(timm: ModuleType) -> None:
     agree(ours, model, photographs(2, 64))
     assert ours.config.dropout == 0.3
     assert accelerate(timm.create_model("mobilenetv3_small_100", num_classes=0)).get_classifier() is not None
-
-
-def idle_norms(model: nn.Module) -> set[str]:
-    return {
-        name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d) and not module.training
-    }
-
-
-def test_the_result_is_a_copy_in_the_models_mode_and_dtype(small: nn.Module) -> None:
-    small.half().train()
-    for parameter in small.features[:3].parameters():
-        parameter.requires_grad_(False)
-    small.features[1].eval()  # a part that a user froze
-    ours = accelerate(small)
-    assert ours.training
-    assert small.training
-    assert not small.features[1].training
-    assert idle_norms(ours) == idle_norms(small)
-    assert {parameter.dtype for parameter in ours.parameters()} == {torch.float16}
-    frozen = {name for name, parameter in ours.named_parameters() if not parameter.requires_grad}
-    assert frozen == {name for name, parameter in small.named_parameters() if not parameter.requires_grad}
-    before = ours.features[0][0].weight.clone()
-    with torch.no_grad():
-        small.features[0][0].weight.zero_()
-    assert torch.equal(ours.features[0][0].weight, before)
-
-
-def test_an_equivalent_that_differs_is_not_handed_back(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = acceleration._fill
-
-    def wrong(ours: Any, network: Any) -> None:
-        fill(ours, network)
-        with torch.no_grad():
-            ours.features[6].block[1][1].weight[3] += 1
-
-    monkeypatch.setattr(acceleration, "_fill", wrong)
-    with pytest.raises(AccelerationError, match=r"^the modules err by [\d.e+-]+, [\d.e+-]+ is allowed$"):
-        accelerate(small)
-
-
-def test_arguments_are_those_of_large(small: nn.Module) -> None:
-    assert accelerate(small, backend="torch").backend == "torch"
-    with pytest.raises(ValueError, match="backend: got 'x'"):
-        accelerate(copy.deepcopy(small), backend="x")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations
 
 import mbv3fast
@@ -80,15 +80,55 @@ def grouped_excite(model: nn.Module) -> None:
     model.features[4].block[2].fc1 = nn.Conv2d(96, 24, 1, groups=2)
 
 
-class Two(nn.Module):
-    """A classifier of two outputs."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
+def gradient_hook(model: nn.Module) -> None:
+    model.features[4].block[1].register_full_backward_hook(lambda *_: None)
 
 
-def two_outputs(model: nn.Module) -> None:
-    model.classifier[3] = Two()
+def tensor_hook(model: nn.Module) -> None:
+    model.classifier[3].weight.register_hook(lambda gradient: gradient)
+
+
+def infinite(model: nn.Module) -> None:
+    model.features[0][0].weight.data[3] = torch.inf
+
+
+def huge_eps(model: nn.Module) -> None:
+    model.features[0][1].eps = 2
+
+
+def huge_momentum(model: nn.Module) -> None:
+    model.features[0][1].momentum = 5
+
+
+def whole_dropout(model: nn.Module) -> None:
+    model.classifier[2].p = 1.0
+
+
+def another_shape(model: nn.Module) -> None:
+    model.features[0][0].weight = nn.Parameter(torch.zeros(16, 3, 5, 5))
+
+
+class Quantised(nn.Parameter):
+    """Stands for the tensor classes of other libraries."""
+
+
+def another_tensor(model: nn.Module) -> None:
+    model.features[0][0].weight = Quantised(torch.zeros(16, 3, 3, 3))
+
+
+def namesake(model: nn.Module) -> None:
+    class Conv2d(nn.Conv2d):
+        """Of the same name."""
+
+    model.features[0][0] = Conv2d(3, 16, 3, 2, 1, bias=False)
+
+
+def no_block(model: nn.Module) -> None:
+    model.features._modules["3"] = None
+
+
+def no_classifier(model: nn.Module) -> None:
+    model.classifier = None
 
 
 @pytest.mark.parametrize(
@@ -107,8 +147,19 @@ def two_outputs(model: nn.Module) -> None:
         (no_pool, r"model lacks a part: .*avgpool"),
         (wide_pool, r"avgpool makes 2 outputs, needs 1"),
         (no_last_conv, r"features needs convolutions at its ends"),
-        (grouped_excite, r"features\.4\.block\.2 has no plain 1x1 convolutions with biases"),
-        (two_outputs, r"the classifier puts out a tuple, needs a tensor"),
+        (grouped_excite, r"features\.4\.block\.2 has Conv2d.*groups=2.*, needs a plain 1x1 convolution"),
+        (gradient_hook, r"features\.4\.block\.1 has hooks"),
+        (tensor_hook, r"classifier\.3 has hooks"),
+        (infinite, r"features\.0\.0\.weight isn't finite everywhere"),
+        (huge_eps, r"features\.0\.1\.eps is 2, needs a number above 0, at most 1"),
+        (huge_momentum, r"features\.0\.1\.momentum is 5, needs None or a number from 0 to 1"),
+        (whole_dropout, r"classifier\.2\.p is 1\.0, needs a number from 0 to below 1"),
+        (another_shape, r"features\.0\.0\.weight has shape \(16, 3, 5, 5\), needs \(16, 3, 3, 3\)"),
+        (another_tensor, r"features\.0\.0\.weight is a Quantised, needs a plain tensor"),
+        (namesake, r"features\.0\.0 is a .*namesake\.<locals>\.Conv2d, needs Conv2d or Conv2dSame"),
+        (no_block, r"features\.3 is a NoneType, needs InvertedResidual"),
+        (no_classifier, r"model has no module for a classifier"),
+        (lambda model: model.to("meta"), r"features\.0\.0\.weight is on meta, it has no data"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -137,12 +188,19 @@ def set_part(name: str, module: nn.Module) -> Callable[[nn.Module], None]:
         (lambda model: model.__delattr__("act2"), r"model lacks a part: .*act2"),
         (set_part("act2", nn.Tanh()), r"act2 is a Tanh, needs ReLU or Hardswish"),
         (set_part("conv_head", nn.Linear(576, 1024)), r"conv_head is a Linear, needs Conv2d"),
-        (set_part("conv_head", nn.Conv2d(576, 1024, 1, padding=1)), r"conv_head is no plain 1x1 convolution"),
+        (
+            set_part("conv_head", nn.Conv2d(576, 1024, 1, padding=1)),
+            r"conv_head has Conv2d.*, needs a plain 1x1",
+        ),
         (set_part("blocks.5.0.aa", nn.AvgPool2d(1)), r"blocks\.5\.0 has a residual or an anti-aliasing filter"),
         (set_part("blocks.1.0.aa", nn.AvgPool2d(1)), r"blocks\.1\.0 has an anti-aliasing filter or a space-to-depth"),
         (set_part("blocks.1.0.bn1.drop", nn.Dropout()), r"blocks\.1\.0\.bn1\.drop is a Dropout, needs Identity"),
         (set_part("blocks.1.0.bn3.act", nn.ReLU()), r"blocks\.1\.0\.conv_pwl has an activation behind it, needs none"),
         (set_part("blocks.1.0.bn2.act", nn.Identity()), r"blocks\.1\.0\.conv_dw has no activation"),
+        (set_part("blocks.0.0.se.conv_reduce", nn.Linear(16, 8)), r"blocks\.0\.0\.se\.conv_reduce is a Linear, needs"),
+        (set_part("blocks.0.0.se.act1", nn.Tanh()), r"blocks\.0\.0\.se\.act1 is a Tanh, needs ReLU or Hardswish"),
+        (lambda model: setattr(model, "drop_rate", 1.0), r"drop_rate is 1\.0, needs a number from 0 to below 1"),
+        (lambda model: model.pretrained_cfg.update(interpolation="random"), r"pretrained_cfg says no preprocessing"),
         (set_part("blocks.0.0.se.gate", nn.Sigmoid()), r"blocks\.0\.0\.se\.gate is a Sigmoid, needs Hardsigmoid"),
         (
             lambda model: setattr(model.blocks[1][0], "has_skip", True),

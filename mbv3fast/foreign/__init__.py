@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from torch import nn
 
-from mbv3fast.foreign.modules import class_name, is_linear
-from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignNetwork, UnknownModuleError
+from mbv3fast.foreign.config import network_config
+from mbv3fast.foreign.copies import fill
+from mbv3fast.foreign.modules import class_name
+from mbv3fast.foreign.network import ForeignNetwork, UnknownModuleError
 from mbv3fast.foreign.of_timm import timm_network
 from mbv3fast.foreign.of_torchvision import torchvision_network
-from mbv3fast.torch_state import has_hooks
+from mbv3fast.foreign.untouched import check_untouched
 
 __all__ = [
-    "ForeignBlock",
-    "ForeignConv",
     "ForeignNetwork",
     "UnknownModuleError",
-    "is_linear",
+    "fill",
+    "network_config",
     "read_network",
 ]
 
@@ -34,7 +35,9 @@ def read_network(model: nn.Module) -> ForeignNetwork:
     if reader is None:
         raise UnknownModuleError(f"model is a {class_name(model)}, needs {' or '.join(_READERS)}{_hint(model)}")
     for name, module in model.named_modules():
-        _check_untouched(module, name or "model")
+        check_untouched(module, name)
+    if not isinstance(getattr(model, "classifier", None), nn.Module):
+        raise UnknownModuleError("model has no module for a classifier")
     try:
         return reader(model)
     except AttributeError as error:
@@ -47,15 +50,3 @@ def _hint(model: nn.Module) -> str:
         if isinstance(getattr(model, attribute, None), nn.Module):
             return f"; is it model.{attribute}?"
     return ""
-
-
-def _check_untouched(module: nn.Module, name: str) -> None:
-    if has_hooks(module):
-        raise UnknownModuleError(f"{name} has hooks, which the fused network would not call")
-    if hasattr(module, "parametrizations"):
-        raise UnknownModuleError(
-            f"{name} has parametrizations, which must be removed (leave_parametrized=True keeps values)"
-        )
-    for attribute in module.__dict__:
-        if callable(getattr(type(module), attribute, None)):
-            raise UnknownModuleError(f"{name}.{attribute} was replaced")

@@ -24,14 +24,16 @@ _ACTIVATIONS: dict[str, str | None] = {
 }
 
 
-def class_name(module: nn.Module) -> str:
+def class_name(module: object) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def expect(module: nn.Module, name: str, *wanted: str) -> None:
-    if class_name(module) not in wanted:
-        needed = " or ".join(one.rpartition(".")[2] for one in wanted)
-        raise UnknownModuleError(f"{name} is a {type(module).__name__}, needs {needed}")
+def expect(module: object, name: str, *wanted: str) -> None:
+    got = class_name(module)
+    if got not in wanted:
+        needed = [one.rpartition(".")[2] for one in wanted]
+        said = got if type(module).__name__ in needed else type(module).__name__  # of classes of one name, the whole
+        raise UnknownModuleError(f"{name} is a {said}, needs {' or '.join(needed)}")
 
 
 def child(model: Any, attribute: str, wanted: str, prefix: str = "") -> Any:
@@ -40,9 +42,9 @@ def child(model: Any, attribute: str, wanted: str, prefix: str = "") -> Any:
     return module
 
 
-def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """(name, submodule) in order, one that stands in two places twice, unlike `named_children`."""
-    return [(name, part) for name, part in module._modules.items() if part is not None]
+def children(module: nn.Module) -> list[tuple[str, Any]]:
+    """(name, submodule) in order, one that stands in two places twice, unlike `named_children`, and None as it is."""
+    return list(module._modules.items())
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -56,30 +58,38 @@ def expect_mean(model: Any, attribute: str, prefix: str = "") -> None:
         raise UnknownModuleError(f"{_join(prefix, attribute)} makes {pool.output_size} outputs, needs 1")
 
 
-def activation_name(module: nn.Module) -> str | None:
+def activation_name(module: object) -> str | None:
     """None for what is none, or isn't known."""
     return _ACTIVATIONS.get(class_name(module))
 
 
-def activation_of(module: nn.Module, name: str) -> str | None:
+def activation_of(module: object, name: str) -> str | None:
     expect(module, name, *_ACTIVATIONS)
     return activation_name(module)
 
 
-def conv_of(conv: nn.Module, norm: nn.Module, name: str, norm_name: str, activation: str | None) -> ForeignConv:
+def conv_of(conv: object, norm: object, name: str, norm_name: str, activation: str | None) -> ForeignConv:
     expect(conv, name, CONV, _SAME)
     expect(norm, norm_name, _NORM, TIMM_NORM)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    return ForeignConv(name, conv, norm, activation, class_name(conv) == _SAME)
+    if not 0 < norm.eps <= 1:
+        raise UnknownModuleError(f"{norm_name}.eps is {norm.eps}, needs a number above 0, at most 1")
+    if norm.momentum is not None and not 0 <= norm.momentum <= 1:
+        raise UnknownModuleError(f"{norm_name}.momentum is {norm.momentum}, needs None or a number from 0 to 1")
+    return ForeignConv(name, conv, norm_name, norm, activation, class_name(conv) == _SAME)
 
 
-def excite_of(name: str, fc1: nn.Module, fc2: nn.Module, activation: nn.Module) -> ForeignExcite:
-    for part, module in {"fc1": fc1, "fc2": fc2}.items():
-        expect(module, f"{name}.{part}", CONV)
-    assert isinstance(fc1, nn.Conv2d)
-    assert isinstance(fc2, nn.Conv2d)
-    return ForeignExcite(name, fc1, fc2, activation_of(activation, f"{name}.activation"))
+def excite_of(module: Any, name: str, fc1: str, activation: str, fc2: str) -> ForeignExcite:
+    """Of the parts called so."""
+    first, last = (child(module, part, CONV, name) for part in (fc1, fc2))
+    return ForeignExcite(name, first, last, activation_of(getattr(module, activation), f"{name}.{activation}"))
+
+
+def dropout_rate(rate: Any, name: str) -> float:
+    if not 0 <= rate < 1:
+        raise UnknownModuleError(f"{name} is {rate}, needs a number from 0 to below 1")
+    return float(rate)
 
 
 def block_of(name: str, convs: list[ForeignConv], excites: list[ForeignExcite], residual: bool) -> ForeignBlock:

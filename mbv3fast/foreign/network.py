@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from mbv3fast.preprocess import Preprocess
 
 
 class UnknownModuleError(ValueError):
@@ -17,6 +20,7 @@ class ForeignConv:
 
     name: str
     conv: nn.Conv2d
+    norm_name: str
     norm: nn.BatchNorm2d
     activation: str | None
     same: bool
@@ -45,16 +49,26 @@ class ForeignBlock:
 
 
 @dataclass(frozen=True)
-class ForeignNetwork:
-    """head: a linear layer or a 1x1 convolution of the means, with its activation; `classifier` follows it.
+class ForeignHead:
+    """A linear layer or a 1x1 convolution of the means, and its activation."""
 
-    Where users put another classifier, `head` and its activation are None.
+    name: str
+    layer: nn.Linear | nn.Conv2d
+    activation: str | None
+
+
+@dataclass(frozen=True)
+class ForeignNetwork:
+    """`classifier` follows the head, or takes its place where that is None: users put there what they like.
+
+    features: images to the last map. preprocess: None where the model doesn't say how images were prepared.
     """
 
     stem: ForeignConv
     blocks: tuple[ForeignBlock, ...]
     last_convs: tuple[ForeignConv, ...]
-    head: nn.Linear | nn.Conv2d | None
-    head_activation: str | None
+    head: ForeignHead | None
     dropout: float
     classifier: nn.Module
+    features: Callable[[Tensor], Tensor]
+    preprocess: Preprocess | None = None

@@ -16,10 +16,19 @@ from mbv3fast.foreign.modules import (
     children,
     class_name,
     conv_of,
+    dropout_rate,
     excite_of,
     expect,
 )
-from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
+from mbv3fast.foreign.network import (
+    ForeignBlock,
+    ForeignConv,
+    ForeignExcite,
+    ForeignHead,
+    ForeignNetwork,
+    UnknownModuleError,
+)
+from mbv3fast.preprocess import Preprocess
 
 
 def timm_network(model: Any) -> ForeignNetwork:
@@ -43,8 +52,28 @@ def timm_network(model: Any) -> ForeignNetwork:
                 blocks.append(_block(layer, name))
     if not lasts:
         raise UnknownModuleError("blocks end without a convolution")
-    head, activation = child(model, "conv_head", CONV), activation_of(model.act2, "act2")
-    return ForeignNetwork(stem, tuple(blocks), tuple(lasts), head, activation, float(model.drop_rate), model.classifier)
+    head = ForeignHead("conv_head", child(model, "conv_head", CONV), activation_of(model.act2, "act2"))
+    return ForeignNetwork(
+        stem,
+        tuple(blocks),
+        tuple(lasts),
+        head,
+        dropout_rate(model.drop_rate, "drop_rate"),
+        model.classifier,
+        model.forward_features,
+        _preprocess(model, stem.conv.in_channels),
+    )
+
+
+def _preprocess(model: Any, channels: int) -> Preprocess | None:
+    """What `pretrained_cfg` says, if it is of images of so many channels."""
+    said = getattr(model, "pretrained_cfg", None)
+    if not said or len(said.get("mean", ())) != channels:
+        return None
+    try:
+        return Preprocess.of_timm(said)
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise UnknownModuleError(f"pretrained_cfg says no preprocessing ({type(error).__name__}: {error})") from error
 
 
 def _last(layer: Any, name: str) -> ForeignConv:
@@ -70,8 +99,8 @@ def _block(layer: Any, name: str) -> ForeignBlock:
 
 def _excite(module: Any, name: str) -> ForeignExcite:
     expect(module, name, "timm.models._efficientnet_blocks.SqueezeExcite")
-    expect(module.gate, f"{name}.gate", HARDSIGMOID)
-    return excite_of(name, module.conv_reduce, module.conv_expand, module.act1)
+    child(module, "gate", HARDSIGMOID, name)
+    return excite_of(module, name, "conv_reduce", "act1", "conv_expand")
 
 
 def _conv(conv: Any, norm: Any, name: str, norm_name: str) -> ForeignConv:

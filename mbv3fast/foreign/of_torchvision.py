@@ -18,11 +18,19 @@ from mbv3fast.foreign.modules import (
     children,
     class_name,
     conv_of,
+    dropout_rate,
     excite_of,
     expect,
     expect_mean,
 )
-from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
+from mbv3fast.foreign.network import (
+    ForeignBlock,
+    ForeignConv,
+    ForeignExcite,
+    ForeignHead,
+    ForeignNetwork,
+    UnknownModuleError,
+)
 
 _CONV_NORM = "torchvision.ops.misc.Conv2dNormActivation"
 _DROPOUT = "torch.nn.modules.dropout.Dropout"
@@ -39,24 +47,24 @@ def torchvision_network(model: Any) -> ForeignNetwork:
     stem, *others = (_conv(layer, name) for (name, layer), plain in zip(layers, convs, strict=True) if plain)
     blocks = [_block(layer, name) for name, layer in layers[1:last]]
     expect_mean(model, "avgpool")
-    return ForeignNetwork(stem, tuple(blocks), tuple(others), *_classifier(model.classifier))
+    return ForeignNetwork(stem, tuple(blocks), tuple(others), *_classifier(model.classifier), features)
 
 
-def _classifier(classifier: nn.Module) -> tuple[nn.Linear | None, str | None, float, nn.Module]:
-    """The head, its activation, its dropout and what follows; of what users put in its place, all follows."""
+def _classifier(classifier: nn.Module) -> tuple[ForeignHead | None, float, nn.Module]:
+    """The head, its dropout and what follows; of what users put in its place, all follows."""
     parts = [part for _, part in children(classifier)]
     if class_name(classifier) != SEQUENTIAL or len(parts) < 4:
-        return None, None, 0.0, classifier
+        return None, 0.0, classifier
     head, activation, dropout, *rest = parts
     if class_name(head) != LINEAR or activation_name(activation) is None:
-        return None, None, 0.0, classifier
+        return None, 0.0, classifier
     rate = 0.0
     if class_name(dropout) == _DROPOUT:
-        rate = dropout.p  # type: ignore[assignment] # a float
+        rate = dropout_rate(dropout.p, "classifier.2.p")
     elif class_name(dropout) != IDENTITY:
         rest = [dropout, *rest]
     behind = rest[0] if len(rest) == 1 else nn.Sequential(*rest)
-    return head, activation_name(activation), rate, behind  # type: ignore[return-value] # of that class
+    return ForeignHead("classifier.0", head, activation_name(activation)), rate, behind
 
 
 def _conv(module: Any, name: str) -> ForeignConv:
@@ -78,5 +86,5 @@ def _block(module: Any, name: str) -> ForeignBlock:
 
 def _excite(module: Any, name: str) -> ForeignExcite:
     expect_mean(module, "avgpool", name)
-    expect(module.scale_activation, f"{name}.scale_activation", HARDSIGMOID)
-    return excite_of(name, module.fc1, module.fc2, module.activation)
+    child(module, "scale_activation", HARDSIGMOID, name)
+    return excite_of(module, name, "fc1", "activation", "fc2")

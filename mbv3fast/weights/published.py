@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,15 +123,7 @@ def _read_hub_config(path: Path, name: str) -> tuple[str, Preprocess]:
     try:
         fields = json.loads(path.read_text())
         architecture = str(fields["architecture"])
-        trained = fields["pretrained_cfg"]
-        crop = int(trained["input_size"][-1])
-        preprocess = Preprocess(
-            resize=math.floor(crop / float(trained["crop_pct"])),
-            crop=crop,
-            mean=tuple(trained["mean"]),
-            std=tuple(trained["std"]),
-            interpolation=str(trained["interpolation"]),
-        )
+        preprocess = Preprocess.of_timm(fields["pretrained_cfg"])
     except (ValueError, KeyError, TypeError, ArithmeticError, OSError) as error:
         raise WeightsError(f"weights: {name} has no timm config.json ({type(error).__name__}: {error})") from error
     if "mobilenetv3" not in architecture:
