@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from pyarrow import dataset, parquet
+from pyarrow import parquet
 from tqdm import tqdm
 
 from mbv3fast import Preprocess
@@ -164,6 +164,15 @@ def write_parts(tables: Iterable[pa.Table], parts: list[Part], out: Path) -> Non
                     report([(row["path"], row["error"]) for row in failures])
 
 
+def count_failures(file: Path) -> int:
+    """The images of a part that could not be read. Raises click.ClickException for a file that isn't whole."""
+    try:
+        errors = parquet.read_table(file, columns=["error"])["error"]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise click.ClickException(f"{file} is damaged ({error}): delete it, and repeat the command") from error
+    return len(errors) - errors.null_count
+
+
 def start_ray(address: str | None) -> Any:
     """Ray, connected to the cluster at `address`; or started here, listening on the loopback interface alone."""
     if address is None:
@@ -260,10 +269,14 @@ def main(paths: tuple[str, ...], out: Path, size: int, actors: int | None, addre
         missing = [part for part in parts if not part_file(out, part["part"]).exists()]
         if len(missing) < len(parts):
             click.echo(f"{len(parts) - len(missing)} of {len(parts)} parts are there already", err=True)
-        if missing:
-            classify(missing, network, out, actors, address, options)
-        tables = dataset.dataset([str(part_file(out, part["part"])) for part in parts])
-        finish(tables.count_rows(filter=pc.field("error").is_valid()), sum(part["images"] for part in parts))
+        try:
+            if missing:
+                classify(missing, network, out, actors, address, options)
+        except KeyboardInterrupt:
+            click.echo(f"stopped; {out} holds the parts that are done: go on with the same command", err=True)
+            raise
+        failed = sum(count_failures(part_file(out, part["part"])) for part in parts)
+        finish(failed, sum(part["images"] for part in parts), out)
 
 
 if __name__ == "__main__":

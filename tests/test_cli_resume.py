@@ -84,6 +84,19 @@ def test_killed_run_resumes_to_an_equal_file(weights: Path, photos: Path, tmp_pa
     assert [{**resumed[0], "label": label}, *resumed[1:]] == whole
 
 
+def test_resume_of_what_is_done_is_refused(weights: Path, photos: Path, tmp_path: Path) -> None:
+    """Rather than done again; a run that was stopped before its first batch is not done."""
+    out, image = tmp_path / "o.csv", photos / "china.jpg"
+    done = classify(weights, image, "--out", out)
+    assert done.stderr == f"1 images in {out}\n"
+    again = classify(weights, image, "--out", out, "--resume")
+    assert again.exit_code == 1
+    assert again.stderr.endswith(f"{out} is there, and no stopped run: leave out --resume to begin anew\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["o.csv"]
+    (tmp_path / "o.csv.partial").touch()
+    assert classify(weights, image, "--out", out, "--resume").exit_code == 0
+
+
 def test_resume_refuses_another_job(weights: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.csv"
     (tmp_path / "o.csv.partial").write_text('{"job": {"top": 5}}\n')

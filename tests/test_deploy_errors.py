@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import mbv3fast
-from mbv3fast import BackendError, ExportError
+from mbv3fast import BackendError, ExportError, deploy
 from mbv3fast.agreement import Difference
 from mbv3fast.backend import Request
 from mbv3fast.cli import main
@@ -28,6 +31,12 @@ from tests.test_deploy import AS_BOUNDED, BOUNDED
 def hooked() -> nn.Module:
     model = mbv3fast.small().eval()
     model.register_forward_hook(lambda *_: None)
+    return model
+
+
+def partly_training() -> nn.Module:
+    model = mbv3fast.small().eval()
+    model.get_submodule("features.3.block.0.1").train()
     return model
 
 
@@ -54,7 +63,10 @@ def hooked() -> nn.Module:
         ({"backend": "triton"}, r"backend: 'triton' can't serve torch.float32 on cpu"),
         ({"backend": "mps"}, r"backend: got 'mps', needs one of auto"),
         ({"model": nn.Linear(1, 1)}, r"model: got a Linear, needs one of mbv3fast's"),
-        ({"model": mbv3fast.small()}, r"model: is in training mode"),
+        ({"path": "x.onnx", "model": mbv3fast.small().eval().double()}, r"model: is torch.float64, an .onnx needs"),
+        ({"model": mbv3fast.small()}, r"model: itself is in training mode; call eval\(\) first"),
+        ({"path": "x.onnx", "model": partly_training()}, r"model: features\.3\.block\.0\.1 is in training mode"),
+        ({"model": mbv3fast.small().eval().to("meta")}, r"model: is on meta, it has no weights"),
         ({"model": hooked()}, r"model: the model's own forward methods are overridden, or it has hooks"),
     ],
 )
@@ -66,6 +78,12 @@ def test_arguments_that_are_refused(
     with pytest.raises((ValueError, TypeError, BackendError), match=message):
         export(**{"model": trained_small(), "path": "x.pt2", **arguments})
     assert [path.name for path in tmp_path.iterdir()] == ["folder.pt2"]
+
+
+def test_a_folder_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # who runs the tests may be root
+    with pytest.raises(ValueError, match=r"^path: got .*small\.pt2, whose folder can't be written$"):
+        export(short_small(), tmp_path / "small.pt2")
 
 
 @pytest.mark.skipif(not BOUNDED, reason="needs PyTorch 2.9")
@@ -143,6 +161,26 @@ def test_what_cannot_be_compiled_leaves_the_old_file(tmp_path: Path, monkeypatch
         export(trained_small(), file, size=(64, 64))
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
     assert file.read_text() == "before"
+
+
+def test_threads_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's tracers know one trace a process."""
+    at_work: list[Path] = []
+    together: list[int] = []
+
+    def write(_job: Job, path: Path) -> Written:
+        at_work.append(path)
+        together.append(len(at_work))
+        time.sleep(0.05)
+        path.write_bytes(b"")
+        at_work.remove(path)
+        return Written("", None)
+
+    monkeypatch.setitem(deploy._WRITERS, ".pt2", write)
+    with ThreadPoolExecutor(3) as pool:
+        files = [pool.submit(export, short_small(), tmp_path / f"{i}.pt2", verify=False) for i in range(3)]
+        assert [file.result().bytes for file in files] == [0, 0, 0]
+    assert together == [1, 1, 1]
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

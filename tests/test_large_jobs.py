@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def stopped(folder: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(ray_classify, "replacing", interrupted)
-        assert run(folder).exit_code == 1
+        result = run(folder)
+    assert result.exit_code == 1
+    assert "stopped; out holds the parts that are done: go on with the same command" in result.stderr
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
@@ -116,6 +119,15 @@ def test_a_stopped_job_goes_on(after: int, here: Here, folder: Path, monkeypatch
     run(folder, out="whole")
     assert rows() == rows("whole")
     assert sorted(os.listdir("out")) == sorted(os.listdir("whole"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_damaged_part_is_named(folder: Path) -> None:
+    assert "21 images in out" in run(folder).stderr
+    Path("out/part-000001.parquet").write_bytes(b"PAR1")
+    result = run(folder)
+    assert result.exit_code == 1
+    assert re.search(r"Error: out/part-000001\.parquet is damaged \(.*\): delete it, and repeat", result.stderr)
 
 
 def test_a_finished_job_is_left_alone(here: Here, folder: Path) -> None:

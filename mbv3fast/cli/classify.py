@@ -53,7 +53,7 @@ def classify(
         failures = _to_screen(network, files, top, batch_size, workers)
     else:
         failures = _to_file(network, files, top, batch_size, workers, out, resume)
-    finish(failures, len(files))
+    finish(failures, len(files), out)
 
 
 def predictions(model: FusedMobileNetV3, pixels: Tensor, top: int) -> list[list[dict[str, Any]]]:
@@ -123,6 +123,9 @@ def _to_file(
         "dtype": str(parameter.dtype),
     }
     journal = Journal(out, job, resume=resume)
+    if resume and journal.is_new and out.exists():
+        journal.remove()
+        raise click.ClickException(f"{out} is there, and no stopped run: leave out --resume to begin anew")
     if resume and not journal.done:
         click.echo("no finished batches to go on from: starting with the first image", err=True)
     done = min(journal.done * batch_size, len(files))

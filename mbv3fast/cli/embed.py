@@ -52,7 +52,7 @@ def embed(paths: tuple[str, ...], batch_size: int, workers: int, out: Path, **mo
         _write(out, raw, embedded, network.head_hidden_size)
     finally:
         raw.unlink(missing_ok=True)
-    finish(len(files) - len(embedded), len(files))
+    finish(len(files) - len(embedded), len(files), out)
 
 
 def _write(out: Path, raw: Path, embedded: list[str], width: int) -> None:

@@ -169,8 +169,10 @@ def report(failures: Sequence[tuple[str, str]]) -> None:
         click.echo(f"skipped {click.format_filename(path)}: {reason}", err=True)
 
 
-def finish(failed: int, total: int) -> None:
-    """End with exit code 3 where images could not be read."""
+def finish(failed: int, total: int, out: Path | None = None) -> None:
+    """Say what is in `out`; end with exit code 3 where images could not be read."""
+    if out is not None:
+        click.echo(f"{total - failed} images in {out}", err=True)
     if failed:
         click.echo(f"{failed} of {total} images could not be read", err=True)
         sys.exit(UNREADABLE)

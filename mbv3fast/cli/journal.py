@@ -31,7 +31,8 @@ class Journal:
         self.path = out.with_name(out.name + ".partial")
         self.done = 0  # batches
         self.failed = 0  # images in them that could not be read
-        if self.path.exists() and not resume:
+        self.is_new = not self.path.exists()
+        if not (self.is_new or resume):
             raise click.ClickException(
                 f"{self.path} is left from a stopped run: add --resume to go on with it, or delete it"
             )

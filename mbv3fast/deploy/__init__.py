@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from mbv3fast.deploy.check import compare
 from mbv3fast.deploy.job import Exported, ExportError, Job
 from mbv3fast.deploy.onnx_model import OPSET, write_onnx
 from mbv3fast.serving import Served
+from mbv3fast.torch_state import fork_safe_lock
 
 __all__ = ["OPSET", "SUFFIXES", "ExportError", "Exported", "export"]
 
 _WRITERS = {".pt2": write_package, ".onnx": write_onnx}
 SUFFIXES = tuple(_WRITERS)
+_EXPORTING = fork_safe_lock()  # PyTorch's tracers keep their state for the whole process
 
 
 def export(
@@ -57,13 +60,15 @@ def export(
         raise ValueError(f"path: got {target}, whose folder does not exist")
     if target.is_dir():
         raise ValueError(f"path: got {target}, which is a folder")
+    if not os.access(target.absolute().parent, os.W_OK):
+        raise ValueError(f"path: got {target}, whose folder can't be written")
     if opset is not None and target.suffix != ".onnx":
         raise ValueError(f"opset: got {opset}, only an .onnx has one")
     job = Job.of(model, size, batch, uint8, backend, OPSET if opset is None else opset, verify)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.resolve().parent) as folder:
+    with _EXPORTING, tempfile.TemporaryDirectory(prefix="mbv3fast-export-") as folder:
         file = Path(folder, target.name)  # whose suffix its readers go by
         written = _WRITERS[target.suffix](job, file)
         found = compare(job, file, written) if verify else None
         with replacing(target) as temporary:
-            os.replace(file, temporary)
+            shutil.copyfile(file, temporary)
     return Exported(target, written.contents, job.signature(written), target.stat().st_size, found)

@@ -64,8 +64,11 @@ class Job:
             raise TypeError(
                 f"model: got a {type(self.model).__name__}, needs one of mbv3fast's; see mbv3fast.accelerate"
             )
-        if self.model.training:
-            raise ValueError("model: is in training mode; call eval() first")
+        training = next((name or "itself" for name, part in self.model.named_modules() if part.training), None)
+        if training is not None:
+            raise ValueError(f"model: {training} is in training mode; call eval() first")
+        if self.like.is_meta:
+            raise ValueError("model: is on meta, it has no weights")
         if not self.model.is_plain():
             raise ValueError(f"model: {CUSTOMISED}, which no file would do")
         if torch.is_autocast_enabled(self.like.device.type):

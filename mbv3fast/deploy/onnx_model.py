@@ -25,8 +25,8 @@ def write_onnx(job: Job, path: Path) -> Written:
     """Write an .onnx of `job`, for any batch and any size. Raises as `export`."""
     if job.backend not in ("auto", "torch"):
         raise ValueError(f"backend: got {job.backend!r}, an .onnx has PyTorch's operators alone: 'torch' or 'auto'")
-    if job.like.dtype is torch.bfloat16:
-        raise ValueError("model: is torch.bfloat16, an .onnx needs float32 or float16, since runtimes have no other")
+    if job.like.dtype not in (torch.float32, torch.float16):
+        raise ValueError(f"model: is {job.like.dtype}, an .onnx needs float32 or float16, since runtimes have no other")
     needed = ("onnx", "onnxscript", *(("onnxruntime",) if job.verify else ()))
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
