@@ -15,15 +15,25 @@ METADATA_KEY = "mbv3fast"
 
 @dataclass(frozen=True)
 class Description:
-    """A network's function but for its tensors; stored as JSON in safetensors and state dict metadata."""
+    """A network's function but for its tensors; stored as JSON in safetensors and state dict metadata.
+
+    unsaid: what of the network `config` doesn't say, so that the tensors belong to no network built by it.
+    """
 
     config: NetworkConfig
     preprocess: Preprocess
     labels: tuple[str, ...] | None = None
+    unsaid: str = ""
 
     def to_json(self) -> str:
         labels = list(self.labels) if self.labels else None
-        fields = {"config": self.config.to_dict(), "preprocess": self.preprocess.to_dict(), "labels": labels}
+        fields: dict[str, Any] = {
+            "config": self.config.to_dict(),
+            "preprocess": self.preprocess.to_dict(),
+            "labels": labels,
+        }
+        if self.unsaid:
+            fields["unsaid"] = self.unsaid
         return json.dumps(fields)
 
     @classmethod
@@ -35,14 +45,14 @@ class Description:
             preprocess = Preprocess.from_dict(fields["preprocess"])
             if len(preprocess.mean) != config.in_chans:
                 raise ValueError(f"mean has {len(preprocess.mean)} numbers for {config.in_chans} channels")
-            labels = fields["labels"]
+            labels, unsaid = fields["labels"], str(fields.get("unsaid", ""))
             if labels is None:
-                return cls(config, preprocess)
+                return cls(config, preprocess, unsaid=unsaid)
             if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
                 raise TypeError("labels are not strings")
             if len(labels) != config.num_classes:
                 raise ValueError(f"{len(labels)} labels for {config.num_classes} classes")
-            return cls(config, preprocess, tuple(labels))
+            return cls(config, preprocess, tuple(labels), unsaid)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"mbv3fast metadata is damaged: {type(error).__name__}: {error}") from error
 

@@ -131,7 +131,9 @@ def _fresh_config(
 def _check_agreement(config: NetworkConfig, variant: Variant, shape: dict[str, Any]) -> None:
     """The checkpoint decides the architecture; an argument that says otherwise is an error, not a wish."""
     if config.variant != variant:
-        raise WeightsError(f"weights: these belong to mbv3fast.{config.variant}(), not to {variant}()")
+        raise WeightsError(
+            f"weights: these belong to mbv3fast.{config.variant}(), not to {variant}(); mbv3fast.load takes both"
+        )
     divisor = shape["se_divisor"]
     for block in config.blocks:
         if divisor and block.squeeze and block.squeeze != squeeze_width(block.expanded, divisor):

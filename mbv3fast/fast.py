@@ -168,7 +168,7 @@ def build(
 
 def served(model: Model, backend: str, plan: str | None, cuda_graphs: bool, micro_batch: int | None) -> Model:
     """A new model, told by whom it is served. Raises ValueError or BackendError for what can't serve."""
-    if micro_batch is not None and micro_batch < 1:
+    if micro_batch is not None and (type(micro_batch) is not int or micro_batch < 1):
         raise ValueError(f"micro_batch: got {micro_batch}, needs at least 1 image, or None")
     requested(backend, plan)
     model.micro_batch = micro_batch

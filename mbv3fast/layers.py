@@ -27,8 +27,8 @@ def same_padding(
 
     def split(size: int, axis: int) -> tuple[int, int]:
         reach = (kernel[axis] - 1) * dilation[axis] + 1
-        outputs = (size + stride[axis] - 1) // stride[axis]  # of positive numbers, as ONNX divides towards zero
-        total = max((outputs - 1) * stride[axis] + reach - size, 0)
+        missing = (stride[axis] - size % stride[axis]) % stride[axis]  # of positive numbers, as ONNX divides them
+        total = max(reach - stride[axis] + missing, 0)  # which names the size once: tracers unfold it layer by layer
         return total // 2, total - total // 2
 
     return (*split(width, 1), *split(height, 0))

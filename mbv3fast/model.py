@@ -24,6 +24,7 @@ class Backbone(nn.Module):
 
     features: nn.Sequential
     levels: tuple[FeatureLevel, ...] = ()  # of the maps that are put out
+    unsaid: str = ""  # what of the modules the config doesn't say, where that is known
 
     def __init__(self, config: NetworkConfig, preprocess: Preprocess | None = None) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
 
     def description(self) -> Description:
         """What a state dict can't say and its reader needs."""
-        return Description(self.config, self._preprocess())
+        return Description(self.config, self._preprocess(), unsaid=self.unsaid)
 
     def _preprocess(self) -> Preprocess:
         """What a user may have unset."""
@@ -100,7 +101,7 @@ class MobileNetV3(Backbone):
         self.classifier = nn.Sequential(
             head,
             activation_module(config.activation),
-            nn.Dropout(config.dropout, inplace=True),
+            nn.Dropout(config.dropout),  # not in place, since relu's gradient needs its output
             _classifier_layer(config.hidden, config.num_classes),
         )
         initialise(self)
@@ -113,7 +114,8 @@ class MobileNetV3(Backbone):
     @property
     def head_hidden_size(self) -> int:
         """Width of the embedding before the last layer."""
-        return self.config.hidden
+        inputs = getattr(self.get_classifier(), "in_features", self.config.hidden)
+        return inputs if isinstance(inputs, int) else self.config.hidden
 
     @property
     def num_classes(self) -> int:
@@ -129,7 +131,9 @@ class MobileNetV3(Backbone):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last feature map to logits [N, num_classes], or the embedding [N, hidden] with `pre_logits`."""
         pooled = torch.flatten(self.avgpool(x), 1)
-        return (self.classifier[:-1] if pre_logits else self.classifier)(pooled)
+        if not pre_logits:
+            return self.classifier(pooled)
+        return self.classifier[:-1](pooled) if isinstance(self.classifier, nn.Sequential) else pooled
 
     def forward(self, x: Tensor) -> Tensor:
         return self.reference_forward(x)
@@ -152,16 +156,20 @@ class MobileNetV3(Backbone):
             raise ValueError(f"global_pool: got {global_pool!r}, needs None or 'avg'")
         self.config = replace(self.config, num_classes=num_classes)
         like = next(self.parameters())
-        last = _classifier_layer(self.config.hidden, num_classes).to(like.device, like.dtype)
+        last = _classifier_layer(self.head_hidden_size, num_classes).to(like.device, like.dtype)
         initialise(last)
-        self.classifier[-1] = last.train(self.training)
+        last.train(self.training)
+        if isinstance(self.classifier, nn.Sequential) and len(self.classifier) > 0:
+            self.classifier[-1] = last
+        else:
+            self.classifier = last  # type: ignore[assignment] # a user's, in place of all layers
         self.labels = None
 
     def description(self) -> Description:
         config = with_overrides(self.config, num_classes=self.num_classes)
         labels = None if self.labels is None else tuple(map(str, self.labels))
         labels = labels if labels and len(labels) == config.num_classes else None
-        return Description(config, self._preprocess(), labels)
+        return Description(config, self._preprocess(), labels, self.unsaid)
 
 
 class FeatureInfo(tuple[FeatureLevel, ...]):

@@ -53,7 +53,8 @@ def test_it_is_the_network_that_its_weights_are_read_as(torchvision: ModuleType,
     ours = accelerate(model)
     stride = 16 if "dilated" in name else 32
     read = getattr(mbv3fast, ours.config.variant)(weights=model.state_dict(), output_stride=stride)
-    assert replace(ours.config, dropout=0, bn_momentum=0) == replace(read.config, dropout=0, bn_momentum=0)
+    assert ours.config == replace(read.config, dropout=0.2, bn_momentum=0.01)
+    assert ours.state_dict().keys() == model.state_dict().keys()
     back = TORCHVISION[name](torchvision).eval()
     back.load_state_dict(mbv3fast.weights.to_torchvision(ours))
     with torch.inference_mode():
@@ -146,6 +147,20 @@ def no_activation(model: nn.Module) -> None:
     del model.features[12][2]
 
 
+def own_padding(model: nn.Module) -> None:
+    model.features[4].block[1][0].padding_mode = "circular"
+
+
+def own_norms(model: nn.Module) -> None:
+    model.features[2].block[0][1] = nn.BatchNorm2d(72, affine=False).eval()
+    model.features[3].block[0][1] = nn.BatchNorm2d(88, track_running_stats=False).eval()
+
+
+def own_biases(model: nn.Module) -> None:
+    model.features[3].block[0][0] = nn.Conv2d(24, 88, 1)
+    model.classifier[3] = nn.Linear(1024, 5, bias=False)
+
+
 def own_dilation(model: nn.Module) -> None:
     conv = model.features[6].block[1][0]
     conv.dilation, conv.padding = (2, 2), (4, 4)
@@ -154,7 +169,7 @@ def own_dilation(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(own_eps, own_strides, own_dilation, own_activation, no_activation, no_dropout),
+        *(own_eps, own_strides, own_dilation, own_activation, no_activation, no_dropout, own_biases),
         *(own_classifier, no_classifier, more_classifier),
         *(whole_classifier, short_classifier, normed_classifier, all_but_a_classifier, halved_head, halved_classifier),
     ],
@@ -163,7 +178,41 @@ def own_dilation(model: nn.Module) -> None:
 def test_what_users_do_to_a_model_holds(small: nn.Module, change: Callable[[nn.Module], None]) -> None:
     change(small)
     small.eval()
+    trained(small)
     agree(accelerate(small), small, photographs(2, 64))
+
+
+@pytest.mark.parametrize("change", [own_padding, own_norms], ids=lambda change: change.__name__)
+def test_what_no_engine_takes_is_pytorchs(small: nn.Module, change: Callable[[nn.Module], None]) -> None:
+    change(small)
+    ours, x = accelerate(small), photographs(2, 64)
+    with torch.inference_mode():
+        assert not ours.explain(x).fused
+        assert_close(ours(x), small.eval()(x))
+
+
+@pytest.mark.parametrize("change", [own_eps, own_activation, own_strides, whole_classifier])
+def test_an_altered_networks_weights_are_no_others(small: nn.Module, change: Callable[[nn.Module], None]) -> None:
+    """They fit another that is altered alike; what would build one by the config refuses them."""
+    change(small)
+    ours, again = accelerate(small), accelerate(small)
+    again.load_state_dict(ours.state_dict())
+    with pytest.raises(mbv3fast.WeightsError, match=r"^weights: these are of an altered network: \S+ is "):
+        mbv3fast.small(weights=ours.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "width"),
+    [(whole_classifier, 576), (all_but_a_classifier, 576), (normed_classifier, 32), (halved_head, 1024)],
+)
+def test_any_classifier_may_be_reset(small: nn.Module, change: Callable[[nn.Module], None], width: int) -> None:
+    change(small)
+    ours, x = accelerate(small), photographs(2, 64)
+    ours.reset_classifier(3)
+    with torch.inference_mode():
+        assert ours(x).shape == (2, 3)
+        assert ours.head_hidden_size == width
+        assert ours.forward_head(ours.forward_features(x), pre_logits=True).shape == (2, width)
 
 
 def test_a_timm_models_classifier_may_be_another(timm: ModuleType) -> None:

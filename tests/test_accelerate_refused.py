@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -88,8 +89,66 @@ def tensor_hook(model: nn.Module) -> None:
     model.classifier[3].weight.register_hook(lambda gradient: gradient)
 
 
-def infinite(model: nn.Module) -> None:
-    model.features[0][0].weight.data[3] = torch.inf
+NAMED = (
+    *(
+        "features.0.0.weight",
+        "features.0.1.running_var",
+        "features.4.block.2.fc1.weight",
+        "features.4.block.2.fc2.bias",
+    ),
+    *("classifier.0.bias", "classifier.3.weight"),
+)
+
+
+def infinite(name: str) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        model.state_dict()[name][3] = torch.inf
+
+    return change
+
+
+def bare_excite(model: nn.Module) -> None:
+    model.features[4].block[2].fc1 = nn.Conv2d(96, 24, 1, bias=False)
+
+
+def max_pool_excite(model: nn.Module) -> None:
+    model.features[4].block[2].avgpool = nn.AdaptiveMaxPool2d(1)
+
+
+def uneven_stride(model: nn.Module) -> None:
+    model.features[0][0].stride = (2, 1)
+
+
+def long_conv(model: nn.Module) -> None:
+    model.features[0].append(nn.Identity())
+
+
+def short_features(model: nn.Module) -> None:
+    model.features = model.features[:1]
+
+
+def two_excites(model: nn.Module) -> None:
+    model.features[4].block.insert(2, model.features[4].block[2])
+
+
+def another_method(model: nn.Module) -> None:
+    model.features[0][0]._conv_forward = lambda *_: None
+
+
+class Buffer(torch.Tensor):
+    """Stands for the tensor classes of other libraries."""
+
+
+def another_buffer(model: nn.Module) -> None:
+    model.features[0][1].running_mean = torch.zeros(16).as_subclass(Buffer)
+
+
+def state_hook(model: nn.Module) -> None:
+    model.features[3].register_state_dict_post_hook(lambda *_: None)
+
+
+def late_hook(model: nn.Module) -> None:
+    model.classifier[3].weight.register_post_accumulate_grad_hook(lambda _: None)
 
 
 def huge_eps(model: nn.Module) -> None:
@@ -135,7 +194,7 @@ def no_classifier(model: nn.Module) -> None:
     ("change", "words"),
     [
         (hook, r"features\.4\.block\.1 has hooks"),
-        (parametrization, r"features\.2\.block\.0\.0 (has parametrizations|is a ParametrizedConv2d)"),
+        (parametrization, r"features\.2\.block\.0\.0 has parametrizations, which must be removed"),
         (another_forward, r"features\.7\.forward was replaced"),
         (another_activation, r"features\.5\.block\.0\.2 is a SiLU, needs ReLU or Hardswish"),
         (another_norm, r"features\.0\.1 is a GroupNorm, needs BatchNorm2d"),
@@ -147,16 +206,28 @@ def no_classifier(model: nn.Module) -> None:
         (no_pool, r"model lacks a part: .*avgpool"),
         (wide_pool, r"avgpool makes 2 outputs, needs 1"),
         (no_last_conv, r"features needs convolutions at its ends"),
-        (grouped_excite, r"features\.4\.block\.2 has Conv2d.*groups=2.*, needs a plain 1x1 convolution"),
+        (grouped_excite, r"features\.4\.block\.2\.fc1 is Conv2d.*groups=2.*, needs a plain 1x1 convolution"),
+        (bare_excite, r"features\.4\.block\.2\.fc1 has weight, needs weight, bias"),
+        (max_pool_excite, r"features\.4\.block\.2\.avgpool is a AdaptiveMaxPool2d, needs AdaptiveAvgPool2d"),
+        (uneven_stride, r"features\.0\.0\.stride is \(2, 1\), needs two equal numbers"),
+        (long_conv, r"features\.0 has 4 parts, needs conv, batch norm and at most an activation"),
+        (short_features, r"features needs convolutions at its ends, and blocks between them"),
+        (two_excites, r"features\.4 has 3 convolutions and 2 squeeze-excites"),
+        (lambda model: setattr(model.features[0][1], "eps", 0), r"features\.0\.1\.eps is 0, needs a number above 0"),
+        (lambda model: setattr(model.classifier[2], "p", -0.1), r"classifier\.2\.p is -0\.1, needs a number from 0"),
+        (another_method, r"features\.0\.0\._conv_forward was replaced"),
+        (another_buffer, r"features\.0\.1\.running_mean is a Buffer, needs a plain tensor"),
+        (state_hook, r"features\.3 has hooks"),
+        (late_hook, r"classifier\.3 has hooks"),
         (gradient_hook, r"features\.4\.block\.1 has hooks"),
         (tensor_hook, r"classifier\.3 has hooks"),
-        (infinite, r"features\.0\.0\.weight isn't finite everywhere"),
+        *((infinite(name), rf"{re.escape(name)} isn't finite everywhere") for name in NAMED),
         (huge_eps, r"features\.0\.1\.eps is 2, needs a number above 0, at most 1"),
         (huge_momentum, r"features\.0\.1\.momentum is 5, needs None or a number from 0 to 1"),
         (whole_dropout, r"classifier\.2\.p is 1\.0, needs a number from 0 to below 1"),
         (another_shape, r"features\.0\.0\.weight has shape \(16, 3, 5, 5\), needs \(16, 3, 3, 3\)"),
         (another_tensor, r"features\.0\.0\.weight is a Quantised, needs a plain tensor"),
-        (namesake, r"features\.0\.0 is a .*namesake\.<locals>\.Conv2d, needs Conv2d or Conv2dSame"),
+        (namesake, r"features\.0\.0 is a .*namesake\.<locals>\.Conv2d, needs Conv2d"),
         (no_block, r"features\.3 is a NoneType, needs InvertedResidual"),
         (no_classifier, r"model has no module for a classifier"),
         (lambda model: model.to("meta"), r"features\.0\.0\.weight is on meta, it has no data"),
@@ -178,6 +249,12 @@ def set_part(name: str, module: nn.Module) -> Callable[[nn.Module], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (set_part("flatten", nn.Identity()), r"flatten is a Identity, needs Flatten"),
+        (
+            lambda model: setattr(model.blocks[1][0], "conv_s2d", nn.Identity()),
+            r"blocks\.1\.0 has an anti-aliasing filter or a space-to-depth",
+        ),
+        (lambda model: setattr(model.blocks[5][0], "has_skip", True), r"blocks\.5\.0 has a residual or an anti"),
         (set_part("norm_head", nn.BatchNorm2d(1024)), r"norm_head is a BatchNorm2d, needs Identity"),
         (lambda model: setattr(model.global_pool, "pool_type", "max"), r"global_pool takes the max, needs the mean"),
         (
@@ -190,7 +267,7 @@ def set_part(name: str, module: nn.Module) -> Callable[[nn.Module], None]:
         (set_part("conv_head", nn.Linear(576, 1024)), r"conv_head is a Linear, needs Conv2d"),
         (
             set_part("conv_head", nn.Conv2d(576, 1024, 1, padding=1)),
-            r"conv_head has Conv2d.*, needs a plain 1x1",
+            r"conv_head is Conv2d.*, needs a plain 1x1",
         ),
         (set_part("blocks.5.0.aa", nn.AvgPool2d(1)), r"blocks\.5\.0 has a residual or an anti-aliasing filter"),
         (set_part("blocks.1.0.aa", nn.AvgPool2d(1)), r"blocks\.1\.0 has an anti-aliasing filter or a space-to-depth"),
@@ -200,7 +277,10 @@ def set_part(name: str, module: nn.Module) -> Callable[[nn.Module], None]:
         (set_part("blocks.0.0.se.conv_reduce", nn.Linear(16, 8)), r"blocks\.0\.0\.se\.conv_reduce is a Linear, needs"),
         (set_part("blocks.0.0.se.act1", nn.Tanh()), r"blocks\.0\.0\.se\.act1 is a Tanh, needs ReLU or Hardswish"),
         (lambda model: setattr(model, "drop_rate", 1.0), r"drop_rate is 1\.0, needs a number from 0 to below 1"),
-        (lambda model: model.pretrained_cfg.update(interpolation="random"), r"pretrained_cfg says no preprocessing"),
+        (
+            lambda model: model.pretrained_cfg.update(interpolation="random"),
+            r"pretrained_cfg: .*got .random.*; pass",
+        ),
         (set_part("blocks.0.0.se.gate", nn.Sigmoid()), r"blocks\.0\.0\.se\.gate is a Sigmoid, needs Hardsigmoid"),
         (
             lambda model: setattr(model.blocks[1][0], "has_skip", True),

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mbv3fast.cli.journal import Journal
 from tests.cli import classify, read_csv
 
 # Each batch is slowed down, so that a signal surely lands between the first and the last; and Ctrl-C counts, which a
@@ -84,6 +86,45 @@ def test_killed_run_resumes_to_an_equal_file(weights: Path, photos: Path, tmp_pa
     assert [{**resumed[0], "label": label}, *resumed[1:]] == whole
 
 
+def test_a_second_run_is_told_of_the_first(weights: Path, photos: Path, tmp_path: Path) -> None:
+    """Not that a stopped one is left, which it could delete."""
+    with (tmp_path / "o.csv.partial").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b'{"job": {}}\n')
+        file.flush()
+        result = classify(weights, photos, "--out", tmp_path / "o.csv")
+    assert result.exit_code == 1
+    assert "another run is writing it" in result.output
+
+
+def test_a_journal_that_is_taken_away(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run still writes all that it has done, and leaves another's journal alone."""
+    partial, add = tmp_path / "o.csv.partial", Journal.add
+
+    def taken(self: Journal, record: dict[str, Any]) -> None:
+        add(self, record)
+        partial.unlink(missing_ok=True)
+        partial.write_text("another's")
+
+    monkeypatch.setattr(Journal, "add", taken)
+    result = classify(weights, photos, "--out", tmp_path / "o.csv", "--top", 1, "--batch-size", 4)
+    assert result.exit_code == 0
+    assert len(read_csv(tmp_path / "o.csv")) == 12
+    assert partial.read_text() == "another's"
+
+
+def test_a_killed_runs_workers_end_with_it(weights: Path, photos: Path, tmp_path: Path) -> None:
+    """Or they would hold its lock, and --resume be refused."""
+    out = tmp_path / "o.csv"
+    arguments = ["classify", str(photos), "--weights", str(weights), "--batch-size", "1", "--workers", "2"]
+    arguments += ["--device", "cpu", "--out", str(out)]
+    stop_midway(signal.SIGKILL, arguments, tmp_path / "o.csv.partial")
+    subprocess.run([sys.executable, "-m", "mbv3fast", *arguments, "--resume"], check=True)
+    assert len({row["path"] for row in read_csv(out)}) == 12
+
+
 def test_resume_of_what_is_done_is_refused(weights: Path, photos: Path, tmp_path: Path) -> None:
     """Rather than done again; a run that was stopped before its first batch is not done."""
     out, image = tmp_path / "o.csv", photos / "china.jpg"
@@ -93,7 +134,7 @@ def test_resume_of_what_is_done_is_refused(weights: Path, photos: Path, tmp_path
     assert again.exit_code == 1
     assert again.stderr.endswith(f"{out} is there, and no stopped run: leave out --resume to begin anew\n")
     assert [path.name for path in tmp_path.iterdir()] == ["o.csv"]
-    (tmp_path / "o.csv.partial").touch()
+    (tmp_path / "o.csv.partial").write_text('{"jo')
     assert classify(weights, image, "--out", out, "--resume").exit_code == 0
 
 

@@ -53,6 +53,8 @@ def partly_training() -> nn.Module:
         ({"size": (1 << 16, 1 << 16)}, r"size: got .*, needs .* at most 2\^30 pixels"),
         ({"path": "x.onnx", "backend": "triton"}, r"backend: got 'triton', an .onnx has PyTorch's operators alone"),
         ({"path": "x.onnx", "model": mbv3fast.small().eval().bfloat16()}, r"model: is torch.bfloat16, an .onnx needs"),
+        ({"path": "dangling.pt2"}, r"path: got dangling\.pt2, whose folder does not exist"),
+        ({"path": "loop.pt2"}, r"path: got loop\.pt2"),
         ({"path": "folder.pt2"}, r"path: got folder\.pt2, which is a folder"),
         ({"opset": 22}, r"opset: got 22, only an \.onnx has one"),
         ({"path": "x.onnx", "opset": "22"}, r"opset: got '22', needs a whole number"),
@@ -75,9 +77,11 @@ def test_arguments_that_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.pt2").mkdir()
+    Path("dangling.pt2").symlink_to("nowhere/x.pt2")
+    Path("loop.pt2").symlink_to("loop.pt2")
     with pytest.raises((ValueError, TypeError, BackendError), match=message):
         export(**{"model": trained_small(), "path": "x.pt2", **arguments})
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.pt2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.pt2", "dangling.pt2", "loop.pt2"}
 
 
 def test_a_folder_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +193,8 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def told(_model: Any, path: Path, **arguments: Any) -> Exported:
         called.append(arguments)
-        return Exported(path, "operators", "float32 [N]", 3 << 20, Difference(1e-6, 2e-6) if len(called) > 1 else None)
+        tried = (Difference(1e-6, 2e-6), ((1, 3, 64, 64), (33, 3, 64, 64))) if len(called) > 1 else (None,)
+        return Exported(path, "operators", "float32 [N]", 3 << 20, *tried)
 
     def said(*arguments: str) -> list[str]:
         ran = CliRunner().invoke(main, ["export", *arguments, "--weights", "digits"])
@@ -205,7 +210,9 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "set AOTI_RUNTIME_CHECK_INPUTS=1 where it is read, or other inputs are taken for this one",
         "not tried",
     ]
-    assert said(onnx, "--opset", "20")[2:] == ["run in a fresh process: it errs by 1e-06, 2e-06 is allowed"]
+    assert said(onnx, "--opset", "20")[2:] == [
+        "run in a fresh process, for batches of 1, 33: it errs by 1e-06, 2e-06 is allowed"
+    ]
     given = {"size": (64, 96), "batch": 8, "uint8": True, "backend": "torch", "opset": None, "verify": False}
     defaults = {"size": (64, 64), "batch": 1, "uint8": False, "backend": "auto", "opset": 20, "verify": True}
     assert called == [given, defaults]

@@ -56,4 +56,5 @@ def export(
     if made.difference is None:
         click.echo("not tried")
     else:
-        click.echo(f"run in a fresh process: it errs by {made.difference}")
+        batches = ", ".join(str(shape[0]) for shape in made.tried)
+        click.echo(f"run in a fresh process, for batches of {batches}: it errs by {made.difference}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import io
 import os
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from mbv3fast.preprocess import Preprocess
 
 UNREADABLE = 3  # exit code
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 )
@@ -136,7 +138,7 @@ def batches(
         batch_sampler=groups,
         num_workers=min(workers, len(groups)),
         collate_fn=list,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_follow_parent,
     )
     for items in _surviving(loader):
         readable = [(path, torch.from_numpy(pixels)) for path, pixels, _ in items if pixels is not None]
@@ -147,10 +149,12 @@ def batches(
         )
 
 
-def _ignore_signals(_: int) -> None:
-    """What is sent to the whole group of processes is for the parent, which then ends its workers."""
+def _follow_parent(_: int) -> None:
+    """What is sent to the whole group of processes is for the parent, which then ends its workers; they end with it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere they inherit nothing that the next run would need, such as a lock
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _surviving(loader: Iterable[list[Item]]) -> Iterator[list[Item]]:

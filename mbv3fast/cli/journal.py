@@ -31,13 +31,14 @@ class Journal:
         self.path = out.with_name(out.name + ".partial")
         self.done = 0  # batches
         self.failed = 0  # images in them that could not be read
-        self.is_new = not self.path.exists()
+        self._file = self.path.open("a+b")
+        _lock(self._file, self.path)
+        self.is_new = not self.path.stat().st_size
         if not (self.is_new or resume):
+            self._file.close()
             raise click.ClickException(
                 f"{self.path} is left from a stopped run: add --resume to go on with it, or delete it"
             )
-        self._file = self.path.open("ab")
-        _lock(self._file, self.path)
         if self.path.stat().st_size:
             self._recover(job)
         else:
@@ -50,13 +51,14 @@ class Journal:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records of all finished batches."""
-        with self.path.open(encoding="utf-8") as lines:
-            next(lines)
-            yield from map(json.loads, lines)
+        self._file.seek(0)  # of the file that is ours, whatever may lie at its path now
+        next(self._file)
+        yield from map(json.loads, self._file)
 
     def remove(self) -> None:
+        if self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+            self.path.unlink()
         self._file.close()
-        self.path.unlink()
 
     def _recover(self, job: dict[str, Any]) -> None:
         whole = 0
@@ -123,7 +125,9 @@ def claimed(folder: Path, job: dict[str, Any]) -> Iterator[None]:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        begun = _parse(line) or {}
+        begun = _parse(line)
+        if begun is None:
+            raise click.ClickException(f"{path} is damaged: name another folder")
         changed = sorted(key for key in job if key not in begun or begun[key] != job[key])
         if changed:
             raise click.ClickException(

@@ -56,19 +56,23 @@ def export(
     target = Path(path)
     if target.suffix not in _WRITERS:
         raise ValueError(f"path: got {target}, needs the suffix {' or '.join(_WRITERS)}")
-    if not target.absolute().parent.is_dir():
+    try:
+        folder = target.resolve().parent  # where a link leads
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"path: got {target}: {error}") from error
+    if not folder.is_dir():
         raise ValueError(f"path: got {target}, whose folder does not exist")
     if target.is_dir():
         raise ValueError(f"path: got {target}, which is a folder")
-    if not os.access(target.absolute().parent, os.W_OK):
+    if not os.access(folder, os.W_OK):
         raise ValueError(f"path: got {target}, whose folder can't be written")
     if opset is not None and target.suffix != ".onnx":
         raise ValueError(f"opset: got {opset}, only an .onnx has one")
     job = Job.of(model, size, batch, uint8, backend, OPSET if opset is None else opset, verify)
-    with _EXPORTING, tempfile.TemporaryDirectory(prefix="mbv3fast-export-") as folder:
-        file = Path(folder, target.name)  # whose suffix its readers go by
+    with _EXPORTING, tempfile.TemporaryDirectory(prefix="mbv3fast-export-") as workplace:
+        file = Path(workplace, target.name)  # whose suffix its readers go by
         written = _WRITERS[target.suffix](job, file)
-        found = compare(job, file, written) if verify else None
+        found, tried = compare(job, file, written) if verify else (None, ())
         with replacing(target) as temporary:
             shutil.copyfile(file, temporary)
-    return Exported(target, written.contents, job.signature(written), target.stat().st_size, found)
+    return Exported(target, written.contents, job.signature(written), target.stat().st_size, found, tried)

@@ -21,18 +21,23 @@ _MANY = 33  # images, since PyTorch chooses by 16 and by 32 what may then serve 
 _MOST_PIXELS = 2**24  # of a batch that is tried
 
 
-def compare(job: Job, file: Path, written: Written) -> Difference:
-    """The largest error over a few batches. Raises ExportError where the file doesn't run, or errs by too much."""
+def compare(job: Job, file: Path, written: Written) -> tuple[Difference, tuple[tuple[int, ...], ...]]:
+    """What comes nearest to being too much of an error, and the shapes of the inputs that were tried.
+
+    Raises ExportError where the file doesn't run, or errs by too much.
+    """
     counts = sorted({1, *(n for n in (3, _MANY, job.batch) if n * job.size[0] * job.size[1] < _MOST_PIXELS)})
-    inputs = [job.images(count) for count in counts] + [job.images(2, size) for size in written.sizes]
+    inputs = [job.images(count) for count in counts]
+    if written.any_size:
+        inputs.append(job.images(2, (job.size[0] + 33, job.size[1] + 14)))
     exact = copy.deepcopy(job.model).double()
-    worst = Difference(0.0, 0.0)
+    worst = Difference(0.0, 1.0)
     for x, outputs in zip(inputs, run_afresh(file, inputs, written.imports), strict=True):
         for found in _differences(job, exact, x, outputs, written.factor, file.suffix):
             if not found.agrees:
                 raise ExportError(f"{file.suffix}: for an input of {list(x.shape)} the file's outputs err by {found}")
-            worst = max(worst, found, key=lambda one: one.error)
-    return worst
+            worst = max(worst, found, key=lambda one: one.error / one.allowed if one.allowed else 0.0)
+    return worst, tuple(tuple(x.shape) for x in inputs)
 
 
 def run_afresh(file: Path, inputs: list[Tensor], imports: tuple[str, ...] = ()) -> list[list[Tensor]]:

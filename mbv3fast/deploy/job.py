@@ -25,26 +25,29 @@ class ExportError(RuntimeError):
 
 
 class Written(NamedTuple):
-    """A file's contents in words, the most images it takes (None: any number), other sizes that it takes, what a reader
+    """A file's contents in words, the most images it takes (None: any number), whether it takes any size, what a reader
     imports first, and how many times PyTorch's own error it may have.
     """
 
     contents: str
     most: int | None
-    sizes: tuple[tuple[int, int], ...] = ()
+    any_size: bool = False
     imports: tuple[str, ...] = ()
     factor: float = FACTOR
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file, its contents and its input in words, its size in bytes, and its difference, if that was asked for."""
+    """A file, its contents and its input in words, its size in bytes; if that was asked for, its difference from the
+    model, and the shapes of the inputs that it was tried with.
+    """
 
     path: Path
     contents: str
     input: str
     bytes: int
     difference: Difference | None
+    tried: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Job:
 
     def signature(self, written: Written) -> str:
         """The input of a file in words."""
-        height, width = ("H", "W") if written.sizes else self.size
+        height, width = ("H", "W") if written.any_size else self.size
         channels = self.model.config.in_chans
         dtype = "uint8" if self.uint8 else str(self.like.dtype).removeprefix("torch.")
         axes = (height, width, channels) if self.uint8 else (channels, height, width)

@@ -54,10 +54,8 @@ def write_onnx(job: Job, path: Path) -> Written:
         raise ExportError(f".onnx: PyTorch can't export it: {error}") from error
     if written != job.opset:
         raise ExportError(f".onnx: opset {job.opset} was asked for, PyTorch wrote {written}")
-    other = (job.size[0] + 33, job.size[1] + 14)
-    return Written(
-        f"ONNX's operators, opset {job.opset}, any height and width", None, sizes=(other,), factor=OTHERS_FACTOR
-    )
+    contents = f"ONNX's operators, opset {job.opset}, any height and width"
+    return Written(contents, None, any_size=True, factor=OTHERS_FACTOR)
 
 
 @contextmanager

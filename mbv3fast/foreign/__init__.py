@@ -5,27 +5,36 @@ Every module that takes part is looked at: one that isn't known, was replaced, o
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
+from torch import Tensor, nn
+
+from mbv3fast.foreign.classes import class_name
 from mbv3fast.foreign.config import network_config
 from mbv3fast.foreign.copies import fill
-from mbv3fast.foreign.modules import class_name
 from mbv3fast.foreign.network import ForeignNetwork, UnknownModuleError
-from mbv3fast.foreign.of_timm import timm_network
+from mbv3fast.foreign.of_timm import timm_network, timm_preprocess
 from mbv3fast.foreign.of_torchvision import torchvision_network
 from mbv3fast.foreign.untouched import check_untouched
+from mbv3fast.preprocess import Preprocess
 
 __all__ = [
     "ForeignNetwork",
     "UnknownModuleError",
     "fill",
+    "last_map",
     "network_config",
     "read_network",
+    "read_preprocess",
 ]
 
 _READERS = {
     "torchvision.models.mobilenetv3.MobileNetV3": torchvision_network,
     "timm.models.mobilenetv3.MobileNetV3": timm_network,
+}
+_FEATURES = {  # the names of what makes the last map
+    "torchvision.models.mobilenetv3.MobileNetV3": "features",
+    "timm.models.mobilenetv3.MobileNetV3": "forward_features",
 }
 
 
@@ -44,8 +53,22 @@ def read_network(model: nn.Module) -> ForeignNetwork:
         raise UnknownModuleError(f"model lacks a part: {error}") from error
 
 
+def read_preprocess(model: nn.Module, channels: int) -> Preprocess | None:
+    """How a model that was read says its images were prepared; None where it doesn't."""
+    return timm_preprocess(model, channels) if hasattr(model, "pretrained_cfg") else None
+
+
+def last_map(model: Any, x: Tensor) -> Tensor:
+    """What the features of a model that was read make of images `x`."""
+    return getattr(model, _FEATURES[class_name(model)])(x)
+
+
 def _hint(model: nn.Module) -> str:
-    """How to reach the model in what others wrap it in."""
+    """How to reach the model in what others wrap it in, or who takes it."""
+    if class_name(model) == "torchvision.models.segmentation.lraspp.LRASPP":
+        return "; mbv3fast.lraspp_large(weights=model.state_dict()) takes this one"
+    if class_name(model) == "timm.models.mobilenetv3.MobileNetV3Features":
+        return "; mbv3fast.large() and small() have features_only=True"
     for attribute in ("_orig_mod", "module"):
         if isinstance(getattr(model, attribute, None), nn.Module):
             return f"; is it model.{attribute}?"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mbv3fast.foreign.classes import is_linear
 from mbv3fast.foreign.config import known_activation
-from mbv3fast.foreign.modules import is_linear
-from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, UnknownModuleError
+from mbv3fast.foreign.network import ForeignBlock, ForeignConv, ForeignExcite, ForeignNetwork, Named, UnknownModuleError
 from mbv3fast.layers import Conv2dSame, ConvBNAct, InvertedResidual, SqueezeExcite, activation_module
 from mbv3fast.model import MobileNetV3
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _Memo = dict[int, Any]  # copy.deepcopy's: what stands in several places is copied once
 
 
@@ -28,34 +30,48 @@ def fill(ours: MobileNetV3, network: ForeignNetwork) -> None:
             _fill_conv(own, layer, memo)
         else:
             _fill_block(own, layer, memo)
-    head, classifier = network.head, network.classifier
+    head, last = network.head, _copied_last(network.classifier, memo)
     if head is None:
-        ours.classifier = copy.deepcopy(classifier, memo)  # type: ignore[assignment] # users may put anything there
+        ours.classifier = last  # type: ignore[assignment] # users may put anything there
         return
-    if isinstance(head.layer, nn.Conv2d):
-        _check_pointwise(head.layer, head.name)
-    _take(ours.classifier[0], head.layer, head.name, memo)
-    ours.classifier[1] = activation_module(known_activation(head.activation, head.name))
-    ours.classifier[3] = _plain_linear(classifier, memo) if is_linear(classifier) else copy.deepcopy(classifier, memo)
+    if isinstance(head.layer.module, nn.Conv2d):
+        _check_pointwise(head.layer)
+    ours.classifier[0] = _take(ours.classifier[0], head.layer, memo)
+    ours.classifier[1] = activation_module(known_activation(head.activation, head.layer.name)).train(ours.training)
+    ours.classifier[2].training = head.drops
+    ours.classifier[3] = last
 
 
-def _plain_linear(linear: nn.Linear, memo: _Memo) -> nn.Linear:
-    plain = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-    _take(plain, linear, "classifier", memo)
-    return plain
+def _copied_last(classifier: Named[nn.Module], memo: _Memo) -> nn.Module:
+    """Of timm's linear layer PyTorch's, of anything else what it is."""
+    last = classifier.module
+    if not is_linear(last):
+        return copy.deepcopy(last, memo)
+    return _take(
+        nn.Linear(last.in_features, last.out_features, bias=last.bias is not None, device="meta"), classifier, memo
+    )
 
 
-def _take(target: nn.Module, source: nn.Module, name: str, memo: _Memo) -> None:
-    """The tensors of a layer, a 1x1 convolution's for a linear one too, and its mode."""
+def _take(target: nn.Module, layer: Named[nn.Module], memo: _Memo) -> nn.Module:
+    """`target` with the tensors of a layer, a 1x1 convolution's for a linear one too, and its mode; for a layer that
+    stands in several places, what was made of it before.
+    """
+    source, name = layer.module, layer.name
+    if id(source) in memo:
+        return memo[id(source)]
     own = {**dict(target.named_parameters(recurse=False)), **dict(target.named_buffers(recurse=False))}
     taken = {**dict(source.named_parameters(recurse=False)), **dict(source.named_buffers(recurse=False))}
     if own.keys() != taken.keys():
         raise UnknownModuleError(f"{name} has {', '.join(taken)}, needs {', '.join(own)}")
     for part, tensor in taken.items():
-        if not tensor.isfinite().all():
+        if tensor.dtype not in _DTYPES and tensor.is_floating_point():
+            raise UnknownModuleError(f"{name}.{part} is {tensor.dtype}, needs float16, bfloat16, float32 or float64")
+        if tensor.is_complex() or not tensor.isfinite().all():
             raise UnknownModuleError(f"{name}.{part} isn't finite everywhere, so nothing can be compared")
         setattr(target, part, _shaped(copy.deepcopy(tensor, memo), own[part], f"{name}.{part}"))
     target.training = source.training
+    memo[id(source)] = target
+    return target
 
 
 def _shaped(tensor: Tensor, like: Tensor, name: str) -> Tensor:
@@ -78,21 +94,24 @@ def _fill_block(own: nn.Module, block: ForeignBlock, memo: _Memo) -> None:
 
 def _fill_excite(own: nn.Module | None, excite: ForeignExcite, memo: _Memo) -> None:
     assert isinstance(own, SqueezeExcite)
-    for target, source in ((own.fc1, excite.fc1), (own.fc2, excite.fc2)):
-        _check_pointwise(source, excite.name)
-        _take(target, source, excite.name, memo)
+    _check_pointwise(excite.fc1)
+    _check_pointwise(excite.fc2)
+    for part, source in (("fc1", excite.fc1), ("fc2", excite.fc2)):
+        setattr(own, part, _take(getattr(own, part), source, memo))
 
 
-def _check_pointwise(conv: nn.Conv2d, name: str) -> None:
-    """That it computes what a linear layer does of one pixel."""
+def _check_pointwise(layer: Named[nn.Module]) -> None:
+    """That a convolution computes what a linear layer does of one pixel."""
+    conv = layer.module
+    assert isinstance(conv, nn.Conv2d)
     if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
-        raise UnknownModuleError(f"{name} has {conv}, needs a plain 1x1 convolution")
+        raise UnknownModuleError(f"{layer.name} is {conv}, needs a plain 1x1 convolution")
 
 
 def _fill_conv(own: nn.Module, foreign: ForeignConv, memo: _Memo) -> None:
     assert isinstance(own, ConvBNAct)
-    conv, norm = foreign.conv, foreign.norm
-    own[0] = (Conv2dSame if foreign.same else nn.Conv2d)(
+    conv, norm = foreign.conv.module, foreign.norm.module
+    plain = (Conv2dSame if foreign.same else nn.Conv2d)(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,  # type: ignore[arg-type] # of two numbers
@@ -104,12 +123,10 @@ def _fill_conv(own: nn.Module, foreign: ForeignConv, memo: _Memo) -> None:
         padding_mode=conv.padding_mode,
         device="meta",
     )
-    own[1] = nn.BatchNorm2d(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
-    )
-    _take(own[0], conv, foreign.name, memo)
-    _take(own[1], norm, foreign.norm_name, memo)
+    own[0] = _take(plain, foreign.conv, memo)
+    settings = norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    own[1] = _take(nn.BatchNorm2d(*settings, device="meta"), foreign.norm, memo)
     if foreign.activation is not None:
-        own[2] = activation_module(known_activation(foreign.activation, foreign.name))
+        own[2] = activation_module(known_activation(foreign.activation, foreign.conv.name)).train(own.training)
     elif len(own) > 2:
         del own[2]

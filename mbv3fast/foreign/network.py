@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from mbv3fast.preprocess import Preprocess
+Module = TypeVar("Module", bound=nn.Module, covariant=True)
 
 
 class UnknownModuleError(ValueError):
@@ -15,13 +15,19 @@ class UnknownModuleError(ValueError):
 
 
 @dataclass(frozen=True)
+class Named(Generic[Module]):
+    """A module and its name in the model."""
+
+    name: str
+    module: Module
+
+
+@dataclass(frozen=True)
 class ForeignConv:
     """A convolution, its batch norm, and the activation behind it; `same`: TensorFlow's padding."""
 
-    name: str
-    conv: nn.Conv2d
-    norm_name: str
-    norm: nn.BatchNorm2d
+    conv: Named[nn.Conv2d]
+    norm: Named[nn.BatchNorm2d]
     activation: str | None
     same: bool
 
@@ -31,8 +37,8 @@ class ForeignExcite:
     """Squeeze-excite's two 1x1 convolutions with biases."""
 
     name: str
-    fc1: nn.Conv2d
-    fc2: nn.Conv2d
+    fc1: Named[nn.Conv2d]
+    fc2: Named[nn.Conv2d]
     activation: str | None
 
 
@@ -50,25 +56,20 @@ class ForeignBlock:
 
 @dataclass(frozen=True)
 class ForeignHead:
-    """A linear layer or a 1x1 convolution of the means, and its activation."""
+    """A linear layer or a 1x1 convolution of the means, its activation, and whether the dropout behind is at work."""
 
-    name: str
-    layer: nn.Linear | nn.Conv2d
+    layer: Named[nn.Linear | nn.Conv2d]
     activation: str | None
+    drops: bool
 
 
 @dataclass(frozen=True)
 class ForeignNetwork:
-    """`classifier` follows the head, or takes its place where that is None: users put there what they like.
-
-    features: images to the last map. preprocess: None where the model doesn't say how images were prepared.
-    """
+    """`classifier` follows the head, or takes its place where that is None: users put there what they like."""
 
     stem: ForeignConv
     blocks: tuple[ForeignBlock, ...]
     last_convs: tuple[ForeignConv, ...]
     head: ForeignHead | None
     dropout: float
-    classifier: nn.Module
-    features: Callable[[Tensor], Tensor]
-    preprocess: Preprocess | None = None
+    classifier: Named[nn.Module]

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mbv3fast.foreign.modules import (
+from mbv3fast.foreign.classes import (
     CONV,
     HARDSIGMOID,
     IDENTITY,
     SEQUENTIAL,
-    TIMM_NORM,
     activation_of,
-    block_of,
     child,
     children,
     class_name,
-    conv_of,
-    dropout_rate,
-    excite_of,
     expect,
 )
 from mbv3fast.foreign.network import (
@@ -26,9 +21,14 @@ from mbv3fast.foreign.network import (
     ForeignExcite,
     ForeignHead,
     ForeignNetwork,
+    Named,
     UnknownModuleError,
 )
+from mbv3fast.foreign.parts import block_of, conv_of, dropout_rate, excite_of
 from mbv3fast.preprocess import Preprocess
+
+_NORM = "timm.layers.norm_act.BatchNormAct2d"
+_SAME = "timm.layers.conv2d_same.Conv2dSame"
 
 
 def timm_network(model: Any) -> ForeignNetwork:
@@ -52,28 +52,31 @@ def timm_network(model: Any) -> ForeignNetwork:
                 blocks.append(_block(layer, name))
     if not lasts:
         raise UnknownModuleError("blocks end without a convolution")
-    head = ForeignHead("conv_head", child(model, "conv_head", CONV), activation_of(model.act2, "act2"))
+    layer = Named("conv_head", child(model, "conv_head", CONV))
+    head = ForeignHead(layer, activation_of(model.act2, "act2"), model.training)
     return ForeignNetwork(
         stem,
         tuple(blocks),
         tuple(lasts),
         head,
         dropout_rate(model.drop_rate, "drop_rate"),
-        model.classifier,
-        model.forward_features,
-        _preprocess(model, stem.conv.in_channels),
+        Named("classifier", model.classifier),
     )
 
 
-def _preprocess(model: Any, channels: int) -> Preprocess | None:
+def timm_preprocess(model: Any, channels: int) -> Preprocess | None:
     """What `pretrained_cfg` says, if it is of images of so many channels."""
     said = getattr(model, "pretrained_cfg", None)
-    if not said or len(said.get("mean", ())) != channels:
+    if not said:
         return None
     try:
-        return Preprocess.of_timm(said)
-    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise UnknownModuleError(f"pretrained_cfg says no preprocessing ({type(error).__name__}: {error})") from error
+        said = said if isinstance(said, dict) else said.to_dict()
+        if said.get("crop_mode", "center") != "center" or len({*said["input_size"][1:]}) > 1:
+            raise ValueError(f"crop_mode {said.get('crop_mode')}, input_size {said['input_size']}")
+        return Preprocess.of_timm(said) if len(said["mean"]) == channels else None
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        needed = "pass preprocess="
+        raise UnknownModuleError(f"pretrained_cfg: {type(error).__name__}: {error}; {needed}") from error
 
 
 def _last(layer: Any, name: str) -> ForeignConv:
@@ -104,7 +107,9 @@ def _excite(module: Any, name: str) -> ForeignExcite:
 
 
 def _conv(conv: Any, norm: Any, name: str, norm_name: str) -> ForeignConv:
-    expect(norm, norm_name, TIMM_NORM)
+    expect(conv, name, CONV, _SAME)
+    expect(norm, norm_name, _NORM)
     if class_name(norm.drop) != IDENTITY:
         raise UnknownModuleError(f"{norm_name}.drop is a {type(norm.drop).__name__}, needs Identity")
-    return conv_of(conv, norm, name, norm_name, activation_of(norm.act, f"{norm_name}.act"))
+    activation = activation_of(norm.act, f"{norm_name}.act")
+    return conv_of(Named(name, conv), Named(norm_name, norm), activation, same=class_name(conv) == _SAME)

@@ -6,20 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from mbv3fast.foreign.modules import (
+from mbv3fast.foreign.classes import (
+    CONV,
     HARDSIGMOID,
     IDENTITY,
     LINEAR,
+    NORM,
     SEQUENTIAL,
     activation_name,
     activation_of,
-    block_of,
     child,
     children,
     class_name,
-    conv_of,
-    dropout_rate,
-    excite_of,
     expect,
     expect_mean,
 )
@@ -29,8 +27,10 @@ from mbv3fast.foreign.network import (
     ForeignExcite,
     ForeignHead,
     ForeignNetwork,
+    Named,
     UnknownModuleError,
 )
+from mbv3fast.foreign.parts import block_of, conv_of, dropout_rate, excite_of
 
 _CONV_NORM = "torchvision.ops.misc.Conv2dNormActivation"
 _DROPOUT = "torch.nn.modules.dropout.Dropout"
@@ -47,24 +47,22 @@ def torchvision_network(model: Any) -> ForeignNetwork:
     stem, *others = (_conv(layer, name) for (name, layer), plain in zip(layers, convs, strict=True) if plain)
     blocks = [_block(layer, name) for name, layer in layers[1:last]]
     expect_mean(model, "avgpool")
-    return ForeignNetwork(stem, tuple(blocks), tuple(others), *_classifier(model.classifier), features)
+    return ForeignNetwork(stem, tuple(blocks), tuple(others), *_classifier(model.classifier))
 
 
-def _classifier(classifier: nn.Module) -> tuple[ForeignHead | None, float, nn.Module]:
-    """The head, its dropout and what follows; of what users put in its place, all follows."""
-    parts = [part for _, part in children(classifier)]
-    if class_name(classifier) != SEQUENTIAL or len(parts) < 4:
-        return None, 0.0, classifier
-    head, activation, dropout, *rest = parts
+def _classifier(classifier: nn.Module) -> tuple[ForeignHead | None, float, Named[nn.Module]]:
+    """The head, its dropout and the one module that follows; of anything else that users put there, all follows."""
+    whole = None, 0.0, Named("classifier", classifier)
+    if class_name(classifier) != SEQUENTIAL or len(classifier._modules) != 4:
+        return whole
+    head, activation, dropout, last = (part for _, part in children(classifier))
     if class_name(head) != LINEAR or activation_name(activation) is None:
-        return None, 0.0, classifier
-    rate = 0.0
-    if class_name(dropout) == _DROPOUT:
-        rate = dropout_rate(dropout.p, "classifier.2.p")
-    elif class_name(dropout) != IDENTITY:
-        rest = [dropout, *rest]
-    behind = rest[0] if len(rest) == 1 else nn.Sequential(*rest)
-    return ForeignHead("classifier.0", head, activation_name(activation)), rate, behind
+        return whole
+    if class_name(dropout) not in (_DROPOUT, IDENTITY):
+        return whole
+    rate = dropout_rate(dropout.p, "classifier.2.p") if class_name(dropout) == _DROPOUT else 0.0
+    read = ForeignHead(Named("classifier.0", head), activation_name(activation), dropout.training)
+    return read, rate, Named("classifier.3", last)
 
 
 def _conv(module: Any, name: str) -> ForeignConv:
@@ -73,7 +71,10 @@ def _conv(module: Any, name: str) -> ForeignConv:
     if len(parts) not in (2, 3):
         raise UnknownModuleError(f"{name} has {len(parts)} parts, needs conv, batch norm and at most an activation")
     activation = activation_of(parts[2], f"{name}.2") if len(parts) == 3 else None
-    return conv_of(parts[0], parts[1], f"{name}.0", f"{name}.1", activation)
+    conv, norm = Named(f"{name}.0", parts[0]), Named(f"{name}.1", parts[1])
+    expect(conv.module, conv.name, CONV)
+    expect(norm.module, norm.name, NORM)
+    return conv_of(conv, norm, activation)
 
 
 def _block(module: Any, name: str) -> ForeignBlock:

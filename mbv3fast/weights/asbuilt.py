@@ -19,18 +19,23 @@ def require_classifier(model: nn.Module, caller: str) -> None:
 
 def refuse_rebuilt(model: MobileNetV3, caller: str) -> None:
     """Raise WeightsError naming the first module that was replaced or altered."""
+    if found := rebuilt(model):
+        raise WeightsError(f"{caller}: {found}; the file could not say so")
+
+
+def rebuilt(model: MobileNetV3) -> str:
+    """The first module that was replaced or altered, and how; empty where the config says all."""
     with torch.device("meta"):
         built = MobileNetV3(model.description().config)
     ours, theirs = dict(model.named_modules()), dict(built.named_modules())
     for name in dict.fromkeys([*theirs, *ours]):
         if name and _signature(ours.get(name)) != _signature(theirs.get(name)):
-            raise WeightsError(
-                f"{caller}: {name} is {ours.get(name)}, where {theirs.get(name)} was built; the file could not say so"
-            )
+            return f"{name} is {ours.get(name)}, where {theirs.get(name)} was built"
     needed, state = built.state_dict(), model.state_dict()
     for key in dict.fromkeys([*needed, *state]):
         if key not in state or key not in needed or state[key].shape != needed[key].shape:
-            raise WeightsError(f"{caller}: {key} is not as it was built; the file could not say so")
+            return f"{key} is not as it was built"
+    return ""
 
 
 def _signature(module: nn.Module | None) -> tuple[object, ...]:

@@ -97,6 +97,9 @@ def _described(
     state: Mapping[str, Tensor], description: Description, source: str | None, said: dict[str, Any]
 ) -> Checkpoint:
     """Weights of ours, which say themselves what they are."""
+    if description.unsaid:
+        needed = "load_state_dict of a network altered alike takes them"
+        raise WeightsError(f"weights: these are of an altered network: {description.unsaid}; {needed}")
     _check_source(description.config, source)
     description = replace(description, config=replace(description.config, **said))
     return Checkpoint(_fit(state, "torchvision", description.config, None), description)
