@@ -168,7 +168,7 @@ def test_a_folder_of_something_else_is_refused(folder: Path) -> None:
     assert not Path("images/_job.json").exists()
     Path("out").mkdir()
     Path("out/_job.json").write_text("{", encoding="utf-8")
-    assert "out was begun with other" in run(folder).output
+    assert "out/_job.json is damaged: name another folder" in run(folder).output
 
 
 @pytest.mark.usefixtures("here")
