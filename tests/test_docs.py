@@ -28,7 +28,7 @@ from docs.figures import FIGURES
 
 KERNELS = [path for path in PAGES if path.parent.name == "kernels" and path.stem != "index"]
 LETTER = {"": 5.4, "small": 4.6, "head": 6.2}  # pixels that letters take, more or less
-INTERNAL = {"forward", "train", "service", "plan_name", "backend", "cuda_graphs", "micro_batch"}
+INTERNAL = {"forward", "train", "service", "plan_name", "backend", "cuda_graphs", "micro_batch", "unsaid"}
 
 
 def sphinx(source: Path, out: Path, builder: str = "html") -> subprocess.CompletedProcess[str]:
