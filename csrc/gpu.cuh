@@ -166,6 +166,9 @@ __device__ __forceinline__ void start_successor() {
 #endif
 }
 
+// A multiprocessor's own clock.
+__device__ __forceinline__ std::int64_t now() { return clock64(); }
+
 // Clusters of blocks (sm_90): arrive_cluster tells the others what this thread did before, wait_cluster waits until all
 // have arrived. Older chips have none, and a block is a cluster by itself.
 __device__ __forceinline__ unsigned cluster_rank() {

@@ -92,6 +92,12 @@ inline Device current_device() {
   return {emulation::chip().capability, static_cast<std::int64_t>(emulation::chip().shared_limit())};
 }
 
+// The clusters of such a launch that run at once: as many here as show what several do.
+template <auto Kernel>
+int most_clusters(const Launch&) {
+  return 2;
+}
+
 template <auto Kernel, class Params>
 int launch(const char* name, const Launch& how, const Params& params) {
   emulation::Config config;
@@ -118,18 +124,48 @@ inline Device current_device() {
   return {10 * major + minor, limit};
 }
 
-template <auto Kernel, class Params>
-cudaError_t try_launch(const Launch& how, const Params& params) {
-  const Device device = current_device();
+// Lets a kernel have what a launch asks for beyond what all chips have.
+template <auto Kernel>
+cudaError_t allow(const Launch& how, const Device& device) {
   if (how.shared_bytes > 48 * 1024) {  // all that there is: what this launch needs, another thread might lower
     const auto most = cudaFuncAttributeMaxDynamicSharedMemorySize;
     const cudaError_t error = cudaFuncSetAttribute(Kernel, most, static_cast<int>(device.shared_limit));
     if (error != cudaSuccess) return error;
   }
-  if (how.cluster > 8) {
-    const cudaError_t error = cudaFuncSetAttribute(Kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (error != cudaSuccess) return error;
-  }
+  if (how.cluster <= 8) return cudaSuccess;
+  return cudaFuncSetAttribute(Kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+inline cudaLaunchAttribute cluster_of(int blocks) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+// The clusters of such a launch that run at once; 0 where none can.
+template <auto Kernel>
+int most_clusters(const Launch& how) {
+  int count = 0;
+  cudaLaunchAttribute attribute = cluster_of(how.cluster);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(how.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(how.threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(how.shared_bytes);
+  config.attrs = &attribute, config.numAttrs = 1;
+  cudaError_t error = allow<Kernel>(how, current_device());
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&count, Kernel, &config);
+  if (error == cudaSuccess) return count;
+  cudaGetLastError();  // or whoever asks next takes it for their own
+  return 0;
+}
+
+template <auto Kernel, class Params>
+cudaError_t try_launch(const Launch& how, const Params& params) {
+  const Device device = current_device();
+  const cudaError_t error = allow<Kernel>(how, device);
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(how.blocks));
@@ -142,12 +178,7 @@ cudaError_t try_launch(const Launch& how, const Params& params) {
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (how.cluster > 1) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(how.cluster);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  }
+  if (how.cluster > 1) attributes[config.numAttrs++] = cluster_of(how.cluster);
   return cudaLaunchKernelEx(&config, Kernel, params);
 }
 

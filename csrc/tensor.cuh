@@ -38,12 +38,14 @@ struct Scaled {
 };
 
 // sums += A [16 * Rows, depth] * B [16 * Columns, depth]^T, of a warp; `depth` is a multiple of 8.
-// sums[i][j][h] is the fragment of rows 16 i.. and columns 16 j + 8 h..
+// sums[i][j][h] is the fragment of rows 16 i.. and columns 16 j + 8 h.. `last`: of A's rows the last that is read, again
+// and again for those behind it.
 template <class T, int Rows, int Columns, class Prepare = AsItIs>
 __device__ __forceinline__ void multiply(float (&sums)[Rows][Columns][2][4], SharedPtr<const T> a, int a_pitch,
-                                         SharedPtr<const T> b, int b_pitch, int depth, Prepare prepare = {}) {
-  const int lane = lane_index();
-  const SharedPtr<const T> a_row = a + (lane % 16 * a_pitch + lane / 16 * 8);
+                                         SharedPtr<const T> b, int b_pitch, int depth, Prepare prepare = {},
+                                         int last = 15) {
+  const int lane = lane_index(), own = lane % 16 < last ? lane % 16 : last;
+  const SharedPtr<const T> a_row = a + (own * a_pitch + lane / 16 * 8);
   const SharedPtr<const T> b_row = b + ((lane / 16 * 8 + lane % 8) * b_pitch + lane / 8 % 2 * 8);
   int k = 0;
 #pragma unroll 2
@@ -68,7 +70,7 @@ __device__ __forceinline__ void multiply(float (&sums)[Rows][Columns][2][4], Sha
   }
   if (k == depth) return;
   // The last 8: lanes 16 and up hold addresses that nothing reads, and so repeat others.
-  const SharedPtr<const T> a_last = a + (lane % 16 * a_pitch + k), b_last = b + (lane % 16 * b_pitch + k);
+  const SharedPtr<const T> a_last = a + (own * a_pitch + k), b_last = b + (lane % 16 * b_pitch + k);
   std::uint32_t factors[Rows][2];
 #pragma unroll
   for (int i = 0; i < Rows; ++i) {

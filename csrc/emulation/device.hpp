@@ -102,15 +102,22 @@ void store(GlobalPtr<T> to, const V& value) {
   std::memcpy(to.template checked<V>("write"), &value, sizeof(V));
 }
 
+// Counts an access to another block's memory.
+inline void count_remote(const emulation::Block* block, std::size_t bytes) {
+  if (block != emulation::self().block) emulation::done().remote += static_cast<std::int64_t>(bytes);
+}
+
 template <class V, class T>
 V load(SharedPtr<T> from) {
   V value;
+  count_remote(from.block, sizeof(V));
   std::memcpy(&value, from.block->shared.read(emulation::self(), from.offset, sizeof(V), alignof(V)), sizeof(V));
   return value;
 }
 
 template <class V, class T>
 void store(SharedPtr<T> to, const V& value) {
+  count_remote(to.block, sizeof(V));
   std::memcpy(to.block->shared.write(emulation::self(), to.offset, sizeof(V), alignof(V)), &value, sizeof(V));
 }
 
@@ -132,6 +139,9 @@ template <class T, class U>
 SharedPtr<T> view(SharedPtr<U> memory) {
   return {memory.block, memory.offset};
 }
+
+// Products of tensor cores until now, for want of a clock.
+inline std::int64_t now() { return emulation::done().products; }
 
 inline void wait_for_predecessor() { emulation::self().predecessor_done = true; }
 inline void start_successor() {}

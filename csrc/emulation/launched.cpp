@@ -10,3 +10,11 @@ extern "C" __attribute__((visibility("default"))) void mbv3fast_emulation_launch
                                  static_cast<std::int64_t>(last.shared_bytes), last.cluster};
   for (int i = 0; i < 5; ++i) (*figures)[i] = found[i];
 }
+
+// What the last launch did: products of tensor cores, bytes of cp.async, bytes of other blocks' shared memory, waits of
+// threads at barriers of a cluster.
+extern "C" __attribute__((visibility("default"))) void mbv3fast_emulation_done(std::int64_t (*figures)[4]) {
+  const mbv3fast::emulation::Done& done = mbv3fast::emulation::launched().done;
+  const std::int64_t found[4] = {done.products, done.copied, done.remote, done.waits};
+  for (int i = 0; i < 4; ++i) (*figures)[i] = found[i];
+}

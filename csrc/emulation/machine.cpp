@@ -259,7 +259,10 @@ void sync_warp(const Place& place) {
 
 void arrive_cluster() { running->arrive(); }
 
-void wait_cluster() { running->pass(); }
+void wait_cluster() {
+  ++done().waits;
+  running->pass();
+}
 
 Block& peer(unsigned rank) {
   Thread& thread = self();
@@ -273,7 +276,7 @@ Block& peer(unsigned rank) {
 }
 
 void run(const std::string& name, const Config& config, const std::function<void()>& kernel) {
-  asked_for = {config, asked_for.count + 1};
+  asked_for = {config, asked_for.count + 1, {}};
   try {
     check_config(config);
     Cluster cluster(config, kernel);
@@ -296,5 +299,7 @@ void run(const std::string& name, const Config& config, const std::function<void
 }
 
 const Launched& launched() { return asked_for; }
+
+Done& done() { return asked_for.done; }
 
 }  // namespace mbv3fast::emulation

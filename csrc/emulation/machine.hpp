@@ -159,12 +159,22 @@ void meet(const Place& place, void* part, const std::function<void(void**)>& act
 // Runs `kernel` once for every thread. Throws Fault for the first thing that it did wrong.
 void run(const std::string& name, const Config& config, const std::function<void()>& kernel);
 
-// What the calling thread asked for: its last launch, run or refused, and how many there were.
+// What the threads of a launch did, all together.
+struct Done {
+  std::int64_t products = 0;  // of tensor cores, each of a warp
+  std::int64_t copied = 0;    // bytes, by cp.async from memory
+  std::int64_t remote = 0;    // bytes read from or written to other blocks' shared memory
+  std::int64_t waits = 0;     // of threads, at barriers of a cluster
+};
+
+// What the calling thread asked for: its last launch, run or refused, what that did, and how many there were.
 struct Launched {
   Config last;
   std::int64_t count = 0;
+  Done done;
 };
 
 const Launched& launched();
+Done& done();  // of the launch that runs
 
 }  // namespace mbv3fast::emulation

@@ -32,6 +32,7 @@ struct Product {
 // C += A B of a warp: exact products, summed in double, rounded once.
 template <class T, int K>
 void multiply(void** parts) {
+  ++done().products;
   const auto lane = [&](int number) -> Product<K>& { return *static_cast<Product<K>*>(parts[number]); };
   float a[16][K], b[K][8];
   for (int k = 0; k < K; ++k) {
@@ -120,6 +121,7 @@ void copy_async(SharedPtr<T> to, GlobalPtr<U> from, bool wanted = true) {
   const void* source = wanted ? from.template checked<uint4>("read") : nullptr;
   to.block->shared.depart(thread, to.offset, sizeof(uint4));
   thread.copies.back().push_back({to.offset, source, sizeof(uint4)});
+  if (wanted) emulation::done().copied += sizeof(uint4);
 }
 
 inline void commit_copies() { emulation::self().copies.emplace_back(); }

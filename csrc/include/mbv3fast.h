@@ -167,6 +167,41 @@ MBV3FAST_API int mbv3fast_squeeze_excite(const mbv3fast_squeeze_excite_args* arg
  */
 MBV3FAST_API int mbv3fast_squeeze_excite_tiles(const mbv3fast_squeeze_excite_args* args, int32_t* tiles);
 
+/* The whole network in one launch: images to logits, by clusters of blocks that hold an image's activations in their shared
+ * memory (sm_90). The tables of stages and of chunks of weights say what is computed, and are mbv3fast/cluster's.
+ */
+typedef struct {
+  const void* x;       /* [images, channels, height, width], in any layout: so many elements along its axes */
+  const float* factor; /* [channels], of bytes, which become byte * factor - shift; or null */
+  const float* shift;  /* [channels] */
+  const void* weights; /* the chunks */
+  const void* stages;  /* of csrc/network_stage.cuh */
+  const void* chunks;
+  void* out;           /* [images, outputs] */
+  int64_t* stamps;     /* [clusters * cluster, stage_count + 1], or null: by the clock of its multiprocessor, when a block
+                          began each stage of its last image, and when it had ended */
+  int64_t images;
+  int64_t along_images, along_channels, along_rows, along_columns; /* of x */
+  int64_t weight_bytes;
+  int32_t channels, height, width; /* of x; up to 4 channels */
+  int32_t outputs;
+  int32_t takes_bytes;             /* whether x is bytes, else of dtype */
+  int32_t stage_count, chunk_count;
+  int32_t stage_bytes;             /* of one, which tells whether table and kernel are of one version */
+  int32_t cluster, clusters;       /* blocks of a cluster, up to 16; clusters at work */
+  int32_t ring, slot;              /* of chunks in shared memory: its place, and the bytes of each of three */
+  int32_t shared_bytes;            /* of a block */
+  int32_t dtype;
+  int32_t overlapped;
+} mbv3fast_network_args;
+
+MBV3FAST_API int mbv3fast_network(const mbv3fast_network_args* args, void* stream);
+
+/* How many clusters of so many blocks, with so much shared memory each, the current device runs at once; 0 where it has no
+ * such clusters.
+ */
+MBV3FAST_API int mbv3fast_network_clusters(int32_t cluster, int32_t shared_bytes, int32_t dtype, int32_t* clusters);
+
 /* The version of this interface that the library has. */
 MBV3FAST_API int mbv3fast_version(void);
 

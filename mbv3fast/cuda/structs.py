@@ -50,3 +50,19 @@ class SqueezeExciteArgs(Structure):
         "x fc1_weight fc1_bias fc2_weight fc2_bias out pool hidden scale",
         "pixels channels squeezed dtype activation cluster images_per_cluster overlapped",
     )
+
+
+class NetworkArgs(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "factor", "shift", "weights", "stages", "chunks", "out", "stamps")),
+        ("images", c_int64),
+        *((f"along_{axis}", c_int64) for axis in ("images", "channels", "rows", "columns")),
+        ("weight_bytes", c_int64),
+        *(
+            (name, c_int32)
+            for name in (
+                *("channels", "height", "width", "outputs", "takes_bytes", "stage_count", "chunk_count", "stage_bytes"),
+                *("cluster", "clusters", "ring", "slot", "shared_bytes", "dtype", "overlapped"),
+            )
+        ),
+    )

@@ -1,0 +1,126 @@
+// mbv3fast_network: the whole network in one launch. A cluster of blocks takes an image from pixels to logits, its
+// activations in their shared memory; only weights come from outside. What it does is data: see network_stage.cuh.
+#include "network_channels.cuh"
+#include "network_ends.cuh"
+#include "network_rows.cuh"
+
+namespace mbv3fast {
+namespace {
+
+// When this block comes to a stage.
+template <class T>
+__device__ __forceinline__ void stamp(const Network<T>& p, int stage) {
+  if (p.stamps && thread_index() == 0) {
+    store(p.stamps + (static_cast<std::int64_t>(blockIdx.x) * (p.stage_count + 1) + stage), now());
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kNetworkThreads, 1) network_kernel(const __grid_constant__ Network<T> p) {
+  const Place place{static_cast<int>(cluster_rank()), p.cluster};
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) / p.cluster;
+  Stream<T> stream(p, place.rank, (p.images - first + p.clusters - 1) / p.clusters);
+  wait_for_predecessor();
+  start_successor();
+  sync_cluster();  // before it, another block may not have begun
+  for (std::int64_t image = first; image < p.images; image += p.clusters) {
+#pragma unroll 1
+    for (int i = 0; i < p.stage_count; ++i) {
+      stamp(p, i);
+      const Stage s = load<Stage>(p.stages + i);
+      switch (s.kind) {
+        case StageKind::stem: run_stem(p, s, stream, place, image); break;
+        case StageKind::rows: run_rows(s, stream, place); break;
+        case StageKind::channels: run_channels(s, stream, place); break;
+        case StageKind::mean: run_mean(s, stream, place); break;
+        case StageKind::linear: run_linear(p, s, stream, place, image, i + 1 == p.stage_count); break;
+      }
+    }
+    stamp(p, p.stage_count);
+  }
+}
+
+using Args = mbv3fast_network_args;
+
+void check(const Args& a) {
+  need_pointer(a.weights, "weights");
+  need_pointer(a.stages, "stages");
+  need_pointer(a.chunks, "chunks");
+  need(a.x != nullptr, "x", 0, "a tensor");
+  need_pointer(a.out, "out");
+  if (a.takes_bytes) need_pointer(a.factor, "factor"), need_pointer(a.shift, "shift");
+  need(a.channels > 0 && a.channels <= kStemChannels, "channels", a.channels, "1 to 4");
+  need_area("height, width", a.height, a.width);
+  need(a.images >= 0, "images", a.images, "0 or more");
+  need(a.stage_count > 0, "stage_count", a.stage_count, "1 or more");
+  need(a.stage_bytes == sizeof(Stage), "stage_bytes", a.stage_bytes, std::to_string(sizeof(Stage)));
+  need(a.chunk_count > 0, "chunk_count", a.chunk_count, "1 or more");
+  need(a.cluster > 0 && a.cluster <= 16, "cluster", a.cluster, "1 to 16");
+  need(a.clusters > 0, "clusters", a.clusters, "1 or more");
+  need_dtype(a.dtype);
+}
+
+template <class T>
+int run(const Args& a, void* stream) {
+  if (a.images == 0) return 0;
+  Network<T> p = {};
+  const std::int64_t along[4] = {a.along_images, a.along_channels, a.along_rows, a.along_columns};
+  const std::int64_t last = (a.images - 1) * along[0] + (a.channels - 1) * along[1] + (a.height - 1) * along[2] +
+                            (a.width - 1) * along[3];
+  p.weights = weights(static_cast<const std::uint8_t*>(a.weights), a.weight_bytes);
+  p.stages = weights(static_cast<const Stage*>(a.stages), a.stage_count);
+  p.chunks = weights(static_cast<const Chunk*>(a.chunks), a.chunk_count);
+  if (a.takes_bytes) p.bytes = activations(static_cast<const std::uint8_t*>(a.x), last + 1);
+  if (!a.takes_bytes) p.x = activations(static_cast<const T*>(a.x), last + 1);
+  p.factor = weights(a.factor, a.channels), p.shift = weights(a.shift, a.channels);
+  p.out = activations(static_cast<T*>(a.out), a.images * a.outputs);
+  p.stamps = activations(a.stamps, a.stamps ? std::int64_t{a.cluster} * a.clusters * (a.stage_count + 1) : 0);
+  for (int i = 0; i < 4; ++i) p.along[i] = along[i];
+  p.images = a.images;
+  p.stage_count = a.stage_count, p.chunk_count = a.chunk_count, p.cluster = a.cluster, p.clusters = a.clusters;
+  p.ring = a.ring, p.slot = a.slot;
+  Launch how;
+  how.blocks = std::int64_t{a.cluster} * a.clusters;
+  how.threads = kNetworkThreads;
+  how.shared_bytes = a.shared_bytes;
+  how.cluster = a.cluster;
+  how.overlapped = a.overlapped != 0;
+  how.stream = stream;
+  need_blocks(how.blocks);
+  need_shared("shared_bytes", a.shared_bytes, how.shared_bytes, current_device());
+  return launch<network_kernel<T>>("network", how, p);
+}
+
+// As many as the chip runs at once; 0 where it has no such clusters, or not with so much shared memory.
+template <class T>
+int count_clusters(int cluster, std::int64_t shared_bytes) {
+  const Device device = current_device();
+  if (device.capability < 90 || shared_bytes > device.shared_limit) return 0;
+  Launch how;
+  how.blocks = how.cluster = cluster, how.threads = kNetworkThreads, how.shared_bytes = shared_bytes;
+  return most_clusters<network_kernel<T>>(how);
+}
+
+}  // namespace
+}  // namespace mbv3fast
+
+int mbv3fast_network_clusters(int32_t cluster, int32_t shared_bytes, int32_t dtype, int32_t* clusters) {
+  using namespace mbv3fast;
+  return guarded("network_clusters", [&] {
+    need(cluster > 0 && cluster <= 16, "cluster", cluster, "1 to 16");
+    need_dtype(dtype);
+    if (clusters == nullptr) throw Refused{"clusters: got null"};
+    *clusters = dtype == MBV3FAST_FLOAT16 ? count_clusters<float16>(cluster, shared_bytes)
+                                          : count_clusters<bfloat16>(cluster, shared_bytes);
+    return 0;
+  });
+}
+
+int mbv3fast_network(const mbv3fast_network_args* args, void* stream) {
+  using namespace mbv3fast;
+  return guarded("network", [&] {
+    if (args == nullptr) throw Refused{"args: got null"};
+    check(*args);
+    return args->dtype == MBV3FAST_FLOAT16 ? run<float16>(*args, stream) : run<bfloat16>(*args, stream);
+  });
+}

@@ -1,0 +1,77 @@
+// The table that the network's kernel walks: what a cluster of blocks does, one stage after another, and where in shared
+// memory. mbv3fast/cluster/ makes it; ctypes has the same structs (mbv3fast/cluster/table.py).
+#pragma once
+
+#include "launch.cuh"
+#include "tensor.cuh"
+
+namespace mbv3fast {
+
+constexpr int kNetworkThreads = 256, kNetworkWarps = kNetworkThreads / 32;
+
+enum class StageKind : std::int32_t { stem = 0, rows = 1, channels = 2, mean = 3, linear = 4 };
+
+// A feature map, `pitch` elements from pixel to pixel, `at` so many bytes. Every block has the whole of it where `rows` is
+// 0; else block r has the rows from r * rows on, so many, and those `above` and `below` that its windows reach.
+struct Map {
+  std::int32_t at, pitch, height, width, channels, rows, above, below;
+};
+
+// Squeeze-excite: float32 vectors by their places in bytes. A block has means and scales of a `slice` of the channels,
+// which is all of them where blocks have rows of the image and the layers are small enough for each to compute alone.
+struct Squeeze {
+  std::int32_t squeezed;  // hidden units; 0: there is none
+  std::int32_t activation;
+  std::int32_t shared;       // whether blocks that have rows share the channels here
+  std::int32_t slice;
+  std::int32_t units, rows;  // of the first layer and of the second in a chunk
+  std::int32_t parts;        // [blocks, slice]: sums over each block's pixels, where these are rows
+  std::int32_t told;         // [blocks, squeezed]: what each makes of its slice, where that isn't all
+  std::int32_t means, hidden, scale;  // [slice], [squeezed], [channels]
+  float per_pixel;
+};
+
+struct alignas(16) Stage {
+  StageKind kind;
+  std::int32_t rows;  // of the output, of a block; 0 where blocks share channels
+  Map in, out;
+  std::int32_t kernel, stride, top, left;
+  std::int32_t expand_activation, activation;
+  std::int32_t expands, adds_input;
+  std::int32_t channels;  // of a block, in eights
+  std::int32_t step;      // of them at once, in sixteens
+  std::int32_t band;      // rows of the output at once
+  std::int32_t bound;     // whether all bands use one chunk of weights; it is that of the projection too, if no
+                          // squeeze-excite comes between
+  std::int32_t projected; // outputs of a chunk of the projection, else
+  std::int32_t expanded, expanded_pitch, expanded_width;  // [rows of a band's windows, width with its padding, step]
+  std::int32_t windowed, windowed_pitch;                  // [pixels, channels]
+  std::int32_t sums, pixels;      // where blocks share channels: [blocks, pixels of a block, outputs] float32
+  std::int32_t inputs, outputs;   // of a linear layer
+  std::int32_t chunks;            // of weights
+  Squeeze squeeze;
+};
+
+// A part of the weights, a multiple of 16 bytes: of block 0, and so much further for each next one.
+struct alignas(16) Chunk {
+  std::int64_t offset;
+  std::int32_t bytes, apart;
+};
+
+template <class T>
+struct Network {
+  GlobalPtr<const std::uint8_t> weights;  // as the kernel reads them, one chunk behind another
+  GlobalPtr<const Stage> stages;
+  GlobalPtr<const Chunk> chunks;
+  GlobalPtr<const T> x;                   // [images, channels, height, width], `along` its axes so many elements; or
+  GlobalPtr<const std::uint8_t> bytes;    // the same in bytes, which become byte * factor - shift
+  GlobalPtr<const float> factor, shift;   // [channels]
+  GlobalPtr<T> out;                       // [images, outputs]
+  GlobalPtr<std::int64_t> stamps;         // [blocks, stages + 1], or null: when each began its last image's stages
+  std::int64_t along[4];
+  std::int64_t images;
+  std::int32_t stage_count, chunk_count, cluster, clusters;
+  std::int32_t ring, slot;                // of chunks in shared memory: its place, and the bytes of each
+};
+
+}  // namespace mbv3fast
