@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mbv3fast._version import __version__
-from mbv3fast.cli import bench, build, classify, demo, doctor, embed, export, kernels, plan, tiles
+from mbv3fast.cli import bench, build, classify, demo, doctor, embed, export, kernels, plan, stages, tiles
 
 
 class Commands(click.Group):
@@ -59,6 +59,7 @@ for command in (
     plan.plan,
     kernels.kernels,
     tiles.tiles,
+    stages.stages,
     bench.bench,
     build.build,
     doctor.doctor,

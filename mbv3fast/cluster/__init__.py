@@ -1,0 +1,106 @@
+"""The network cut up over a cluster of blocks, for csrc/network.cu: its stages, their memory, weights in order."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbv3fast.cluster.channels import add_channels
+from mbv3fast.cluster.chunks import Chunks
+from mbv3fast.cluster.ends import add_ends, add_stem
+from mbv3fast.cluster.latency import predicted_seconds
+from mbv3fast.cluster.memory import SHARED_BYTES, Cut, Memory
+from mbv3fast.cluster.parts import Parts, UncutError, read_parts
+from mbv3fast.cluster.rows import add_rows
+from mbv3fast.cluster.table import Chunk, Stage
+from mbv3fast.plan import Plan
+
+__all__ = ["CLUSTERS", "ClusterPlan", "Cut", "UncutError", "as_bytes", "cut", "cut_as"]
+
+CLUSTERS = (16, 8)  # blocks of a cluster, the best first; more than 8 not every chip has
+_SLOTS = (32 * 1024, 28 * 1024, 24 * 1024, 20 * 1024, 16 * 1024)
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """What a launch of the kernel needs, for images of one size.
+
+    weights: bytes, the chunks one behind another. taken: of each stage the bytes of shared memory.
+    """
+
+    cut: Cut
+    stages: tuple[Stage, ...]
+    chunks: tuple[Chunk, ...]
+    weights: Tensor
+    taken: tuple[int, ...]
+    shared_bytes: int = SHARED_BYTES
+
+    @property
+    def outputs(self) -> int:
+        """Numbers of an image."""
+        return int(self.stages[-1].outputs)
+
+
+def cut(plan: Plan, size: tuple[int, int], blocks: int = CLUSTERS[0]) -> ClusterPlan:
+    """A plan of CUDA's blocks cut for images of height and width `size` over a cluster of so many blocks: of all ways
+    the one that `latency` predicts to take the least time.
+
+    Raises UncutError for what the kernel doesn't compute, and where activations don't fit shared memory.
+    """
+    parts = read_parts(plan)
+    found: list[_Draft] = []
+    reasons: list[str] = []
+    for in_rows in range(len(parts.blocks), 0, -1):
+        for slot in _SLOTS:
+            try:
+                found.append(_draft(parts, size, Cut(blocks, in_rows, slot)))
+            except UncutError as uncut:
+                reasons.append(str(uncut))
+    if not found:
+        raise UncutError(f"images of {size[0]}x{size[1]} don't fit a cluster of {blocks}: {reasons[0]}")
+    best = min(found, key=lambda draft: predicted_seconds(draft.stages, draft.chunks.table, blocks))
+    return best.finished(plan.dtype)
+
+
+def cut_as(plan: Plan, size: tuple[int, int], how: Cut) -> ClusterPlan:
+    """The same in the way that is asked for."""
+    return _draft(read_parts(plan), size, how).finished(plan.dtype)
+
+
+class _Draft(NamedTuple):
+    """A cut whose weights are still to be made."""
+
+    cut: Cut
+    stages: list[Stage]
+    chunks: Chunks
+    taken: list[int]
+
+    def finished(self, dtype: torch.dtype) -> ClusterPlan:
+        weights = self.chunks.weights(dtype)
+        self.chunks.check(weights)
+        return ClusterPlan(self.cut, tuple(self.stages), tuple(self.chunks.table), weights, tuple(self.taken))
+
+
+def _draft(parts: Parts, size: tuple[int, int], how: Cut) -> _Draft:
+    memory, chunks = Memory(parts, size, how), Chunks(how.blocks)
+    stages = [add_stem(parts.stem, size, memory, chunks)]
+    taken = [memory.taken]
+    for index, block in enumerate(parts.blocks):
+        add = add_rows if index < how.in_rows else add_channels
+        stages.append(add(block, index, memory, chunks))
+        taken.append(memory.taken)
+    stages += add_ends(parts, memory, chunks)
+    taken += [memory.taken] * (len(stages) - len(taken))
+    if chunks.largest > how.slot:
+        raise UncutError(f"a chunk of weights has {chunks.largest} bytes, a slot {how.slot}")
+    return _Draft(how, stages, chunks, taken)
+
+
+def as_bytes(structs: Sequence[ctypes.Structure]) -> Tensor:
+    """A table as the kernel reads it."""
+    return torch.frombuffer(bytearray(b"".join(map(bytes, structs))), dtype=torch.uint8)

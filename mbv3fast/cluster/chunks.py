@@ -1,0 +1,91 @@
+"""Weights as the network's kernel reads them: chunks, each the image of what lies in shared memory, one behind another.
+
+Their sizes are known before they are made, so that ways to cut a network can be compared without its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mbv3fast.cluster.table import Chunk
+
+Parts = Sequence[Tensor]  # of a chunk, one behind another: matrices, and vectors that are biases
+
+
+def pitch_of(columns: int) -> int:
+    """Of rows in shared memory: an odd number of 16-byte chunks, as in csrc/tensor.cuh."""
+    return (-(-columns // 8) | 1) * 8
+
+
+def aligned(size: int) -> int:
+    return -(-size // 16) * 16
+
+
+def matrix_bytes(rows: int, columns: int) -> int:
+    """Of a matrix for tensor cores and a bias for each of its rows."""
+    return rows * (2 * pitch_of(columns) + 4)
+
+
+def linear_bytes(rows: int, columns: int) -> int:
+    """Of a matrix for CUDA cores and a bias for each of its rows, as in csrc/network_squeeze.cuh."""
+    return aligned(2 * rows * columns) + aligned(4 * rows)
+
+
+def padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """With zeros behind its rows and columns; vectors have columns alone."""
+    missing = columns - matrix.shape[-1]
+    if matrix.dim() == 1:
+        return F.pad(matrix, (0, missing))
+    return F.pad(matrix, (0, missing, 0, rows - matrix.shape[0]))
+
+
+def pitched(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """A matrix for tensor cores: [rows, pitch_of(columns)]."""
+    return padded(matrix, rows, pitch_of(columns))
+
+
+class Chunks:
+    """Chunks in the order in which a kernel of so many blocks reads them: a table, and what makes the weights."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.table: list[Chunk] = []
+        self._makers: list[Callable[[], Sequence[Parts]]] = []
+        self._size = 0
+
+    def add(self, size: int, make: Callable[[], Parts]) -> None:
+        """A chunk of `size` bytes that is the same for all blocks."""
+        self._append(size, 1, lambda: [make()])
+
+    def add_slices(self, size: int, make: Callable[[], Sequence[Parts]]) -> None:
+        """A chunk of `size` bytes of which each block has its own."""
+        self._append(size, self.blocks, make)
+
+    @property
+    def largest(self) -> int:
+        return max(chunk.bytes for chunk in self.table)
+
+    def weights(self, dtype: torch.dtype) -> Tensor:
+        """All chunks, bytes: matrices in `dtype`, vectors in float32."""
+        return torch.cat([_image(parts, dtype) for make in self._makers for parts in make()])
+
+    def check(self, weights: Tensor) -> None:
+        """That chunks are as long as the table says."""
+        if len(weights) != self._size:
+            raise AssertionError(f"chunks have {len(weights)} bytes, {self._size} were planned")
+
+    def _append(self, size: int, copies: int, make: Callable[[], Sequence[Parts]]) -> None:
+        size = aligned(size)
+        self.table.append(Chunk(self._size, size, size if copies > 1 else 0))
+        self._makers.append(make)
+        self._size += size * copies
+
+
+def _image(parts: Parts, dtype: torch.dtype) -> Tensor:
+    """Each part in its dtype, behind the others at a multiple of 16 bytes."""
+    images = [part.to(torch.float32 if part.dim() == 1 else dtype).contiguous().view(-1) for part in parts]
+    return torch.cat([F.pad(image.view(torch.uint8), (0, -image.nbytes % 16)) for image in images])
