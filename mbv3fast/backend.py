@@ -18,7 +18,8 @@ from mbv3fast.cuda.library import emulated, lacks_library, lacks_loading
 logger = logging.getLogger("mbv3fast")
 BACKENDS = ("auto", "cuda", "triton", "torch")
 PLANS = ("layers", "blocks", "network")
-_BACKEND_OF_PLAN = {"layers": "triton", "blocks": "cuda"}
+_BACKEND_OF_PLAN = {"layers": "triton", "blocks": "cuda", "network": "cuda"}
+_CLUSTERS = (9, 0)  # the first compute capability that has them
 _CUDA_OPS = (
     "depthwise_conv",
     "depthwise_excite_project",
@@ -27,7 +28,7 @@ _CUDA_OPS = (
     "pointwise_conv",
     "squeeze_excite",
 )
-SERVED_PLANS = tuple(_BACKEND_OF_PLAN)
+SERVED_PLANS = ("layers", "blocks")  # of which auto chooses, where they were tried
 ENVIRONMENT = "MBV3FAST_BACKEND"
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _OLDEST = (7, 5)  # compute capability
@@ -42,7 +43,8 @@ class BackendError(RuntimeError):
 class Decision:
     """`fused`: whether an engine runs the folded network; if not, PyTorch runs the modules. `reason`: why.
 
-    backend: "triton" or "cuda", whose kernels then run, or "torch". by_name: whether it was asked for, not "auto".
+    backend: "triton", "cuda" or "network", whose kernels then run, or "torch". by_name: whether it was asked for, by
+    another name than "auto".
     """
 
     fused: bool
@@ -68,12 +70,14 @@ def requested(backend: str, plan: str | None = None) -> Request:
     by_argument = backend != "auto"
     name = backend if by_argument else os.environ.get(ENVIRONMENT) or "auto"
     request = Request(name, "backend" if by_argument else ENVIRONMENT)
-    if plan is not None and not by_argument:
-        request = Request(_BACKEND_OF_PLAN[plan], "plan")
     if request.name not in BACKENDS:
         raise ValueError(f"{request.origin}: got {name!r}, needs one of {', '.join(BACKENDS)}")
-    if request.name == "cuda" and lacks_loading():
-        raise BackendError(f"{request.origin}: 'cuda' can't serve anything: {lacks_loading()}")
+    if plan == "network":
+        request = Request(plan, "plan")
+    elif plan is not None and not by_argument:
+        request = Request(_BACKEND_OF_PLAN[plan], "plan")
+    if request.name in ("cuda", "network") and lacks_loading():
+        raise BackendError(f"{request.origin}: {request.name!r} can't serve anything: {lacks_loading()}")
     if request.name == "triton" and lacks_triton():
         raise BackendError(f"{request.origin}: 'triton' can't serve anything: {lacks_triton()}")
     return request
@@ -81,11 +85,11 @@ def requested(backend: str, plan: str | None = None) -> Request:
 
 def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decision:
     """Who runs a network on tensors of this device and dtype. Raises BackendError where who was asked for can't."""
-    if request.name == "cuda":
-        lack = lacks_cuda(device, dtype)
+    if request.name in ("cuda", "network"):
+        lack = lacks_cuda(device, dtype) if request.name == "cuda" else lacks_network(device, dtype)
         if lack:
-            raise BackendError(f"{request.origin}: 'cuda' can't serve {dtype} on {device}: {lack}")
-        return _by_cuda(device, dtype, by_name=True)
+            raise BackendError(f"{request.origin}: {request.name!r} can't serve {dtype} on {device}: {lack}")
+        return _by_cuda(device, dtype, by_name=True) if request.name == "cuda" else _by_network(device)
     if request.name == "auto" and device.type == "cuda" and not lacks_trusted_cuda(device, dtype):
         return _by_cuda(device, dtype, by_name=False)
     lack = lacks_kernels(device, dtype)
@@ -110,23 +114,35 @@ def _by_cuda(device: torch.device, dtype: torch.dtype, *, by_name: bool) -> Deci
     return Decision(True, f"CUDA: fused blocks {how}, all else by {others}", "cuda", by_name)
 
 
+def _by_network(device: torch.device) -> Decision:
+    how = "emulated on the CPU" if device.type == "cpu" else f"on {device}"
+    return Decision(True, f"CUDA: the whole network in one launch {how}", "network", by_name=True)
+
+
 def _check_plan(plan: str, backend: str) -> None:
     if plan not in PLANS:
         raise ValueError(f"plan: got {plan!r}, needs one of {', '.join(PLANS)}, or None")
-    if plan not in _BACKEND_OF_PLAN:
-        raise BackendError(f"plan: {plan!r} has no kernels in this version; use 'layers', 'blocks' or None")
     if backend not in ("auto", _BACKEND_OF_PLAN[plan]):
         raise BackendError(f"plan: {plan!r} is of {_BACKEND_OF_PLAN[plan]}'s kernels, but the backend is {backend!r}")
 
 
 def plan_backend(request: Request, device: torch.device, dtype: torch.dtype) -> str:
-    """Whose plan a model has, "triton", "cuda" or "torch"; what was asked for needn't be served on this device."""
-    return request.name if request.name in ("triton", "cuda") else decide(request, device, dtype).backend
+    """Whose plan a model has, "triton", "cuda", "network" or "torch"; what was asked for needn't be served here."""
+    return request.name if request.name in ("triton", "cuda", "network") else decide(request, device, dtype).backend
 
 
 def lacks_cuda(device: torch.device, dtype: torch.dtype) -> str:
     """Why no CUDA kernel takes tensors of this device and dtype; empty where they do."""
     return lacks_dtype(dtype) or lacks_library(device)
+
+
+def lacks_network(device: torch.device, dtype: torch.dtype) -> str:
+    """Why no cluster of blocks runs a network on tensors of this device and dtype; empty where one does."""
+    lack = lacks_cuda(device, dtype)
+    if lack or device.type != "cuda":
+        return lack
+    major, minor = torch.cuda.get_device_capability(device)
+    return "" if (major, minor) >= _CLUSTERS else f"compute capability {major}.{minor} has no clusters of blocks"
 
 
 def lacks_dtype(dtype: torch.dtype) -> str:
@@ -143,7 +159,7 @@ def lacks_trusted_cuda(device: torch.device, dtype: torch.dtype) -> str:
 
 def on_hardware(backend: str) -> bool:
     """Whether kernels of a backend run on a GPU, not in an interpreter or emulated."""
-    return {"triton": not interpreted(), "cuda": not emulated()}.get(backend, False)
+    return {"triton": not interpreted(), "cuda": not emulated(), "network": not emulated()}.get(backend, False)
 
 
 def lacks_kernels(device: torch.device, dtype: torch.dtype) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mbv3fast.cluster.run import ClusterNetwork
 from mbv3fast.ops import OPS
 from mbv3fast.ops.op import as_tuple
 from mbv3fast.ops.target import Target, cuda_target, target_of
@@ -44,6 +45,7 @@ class Engine:
         dead: list[list[str]] = [[] for _ in plan.steps]
         for name, index in plan.last_use().items():
             dead[index].append(name)
+        self._network = ClusterNetwork(plan) if plan.backend == "network" else None
         self._calls = [
             _Call(step_function(plan, step), step.inputs, {**step.tensors, **step.options}, step.outputs, gone)
             for step, gone in zip(plan.steps, dead, strict=True)
@@ -64,9 +66,13 @@ class Engine:
             return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
         return self._forward(x)
 
+    def lack(self, shape: tuple[int, ...], device: torch.device) -> str:
+        """Why inputs of `shape` [N, C, H, W] can't be run; empty where they can."""
+        return "" if self._network is None else self._network.lack((shape[2], shape[3]), device)
+
     def images_at_once(self, shape: tuple[int, ...]) -> int:
         """How many images of an input of `shape` are run together."""
-        if self.plan.backend == "torch" or self.plan.puts_out_maps:
+        if self.plan.backend in ("torch", "network") or self.plan.puts_out_maps:
             return shape[0]
         most = self._micro_batch or max(1, MEMORY // self._bytes_of_one_image(shape[1:]))
         return min(most, shape[0])
@@ -77,6 +83,9 @@ class Engine:
         return self._image_bytes[shape]
 
     def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self._network is not None:
+            factors = self._factors_on(x.device) if x.dtype == torch.uint8 else {}
+            return (self._network(x, **factors),)
         if self.plan.backend == "torch":
             dtype = x.dtype
             values = self._run({INPUT: x.to(self.plan.dtype, memory_format=torch.channels_last)}, {})

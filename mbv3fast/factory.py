@@ -49,7 +49,8 @@ _DOC = """MobileNetV3-{Variant} (Howard et al. 2019, table {table}), {size} at 1
         torchvision's segmentation networks do it, or with timm's weights or `source` from the next one on, as timm's
         `output_stride` does.
     backend: "auto", "cuda", "triton" or "torch"; an explicit one that can't serve raises BackendError.
-    plan: "layers" asks for Triton's plan outright, "blocks" for CUDA's; None leaves the choice to the backend.
+    plan: "layers" asks for Triton's plan outright, "blocks" for CUDA's, "network" for the whole network in one CUDA
+        launch; None leaves the choice to the backend.
     cuda_graphs: whether a GPU replays captured launches; without, each forward launches them anew.
     micro_batch: images that a GPU runs at once; None for as many as keep activations within 512 MB.
     features_only: a module that returns feature maps of strides 2 to 32, those of `out_indices`.

@@ -19,10 +19,11 @@ HeadSteps = Callable[[FoldedConv, tuple[FoldedLinear, ...], str, torch.dtype], l
 
 
 class Lowering(NamedTuple):
-    """For whom a network is lowered, "torch", "triton" or "cuda", and the dtype that its weights are packed in.
+    """For whom a network is lowered, "torch", "triton", "cuda" or "network", and the dtype of its packed weights.
 
     PyTorch's plan has one step a convolution, weights channels_last. The plan of our kernels joins depthwise and
-    projection, and squeeze-excite between them; CUDA's are of whole blocks, of those that they cover. The last
+    projection, and squeeze-excite between them; CUDA's are of whole blocks, of those that they cover, and a "network"
+    is one launch of them all. The last
     convolution's mean is taken where it is computed, and biases are float32.
     """
 
@@ -214,4 +215,5 @@ _BACKENDS: dict[str, tuple[BlockSteps, HeadSteps, ConvStep]] = {
     "torch": (_torch_block, _torch_head, _torch_conv),
     "triton": (_triton_block, _triton_head, _triton_conv),
     "cuda": (_cuda_block, _triton_head, _triton_conv),
+    "network": (_cuda_block, _triton_head, _triton_conv),
 }

@@ -70,8 +70,8 @@ class Served(Backbone):
         like = next(self.parameters())
         if backend is None:
             backend = plan_backend(requested(self.backend, self.plan_name), like.device, like.dtype)
-        if backend == "cuda" and lacks_dtype(like.dtype):
-            raise BackendError(f"backend: 'cuda' has no plan for {like.dtype}: {lacks_dtype(like.dtype)}")
+        if backend in ("cuda", "network") and lacks_dtype(like.dtype):
+            raise BackendError(f"backend: {backend!r} has no plan for {like.dtype}: {lacks_dtype(like.dtype)}")
         return self._lower(Lowering(backend, self._dtype(backend)))[0]
 
     def service(self, x: Tensor) -> Service | None:
@@ -225,9 +225,11 @@ class Served(Backbone):
         found = self._current(settings)
         if isinstance(found, str):
             request = requested(self.backend, self.plan_name)
-            if request.name in ("triton", "cuda"):
+            if request.name in ("triton", "cuda", "network"):
                 raise BackendError(f"{request.origin}: {request.name!r} can't serve this model: {found}")
             return found
+        if lack := found.lack(x):
+            raise BackendError(f"plan: {settings.backend!r} can't serve {tuple(x.shape)}: {lack}")
         return found.refusal(x, functools.partial(self.reference_forward, x)) or found
 
     def _has_run(self, settings: Settings, x: Tensor) -> bool:
@@ -260,9 +262,9 @@ class Served(Backbone):
         snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
         try:
             plan, head_refused = self._lower(Lowering(settings.backend, self._dtype(settings.backend)))
+            engine = Engine(plan, settings.preprocess, settings.micro_batch)
         except UnsupportedError as unsupported:
             return Built(snapshot, settings, str(unsupported))
-        engine = Engine(plan, settings.preprocess, settings.micro_batch)
         runner = GraphRunner(engine) if settings.graphs else None
         if settings.on_gpu:  # other streams may read the weights before what was launched here has ended
             settle(next(self.parameters()).device)
