@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbv3fast.backend import lacks_cuda
+from mbv3fast.backend import lacks_cuda, lacks_network
 from mbv3fast.cuda.library import lacks_library
 from mbv3fast.disagreement import disagreement
 from mbv3fast.ops import OPS
@@ -80,6 +80,24 @@ def test_networks(backend: str, name: str, dtype: torch.dtype, batch: int, size:
     skip_what_it_does_not_take(backend, dtype)
     model = on_gpu(NETWORKS[name](), dtype, backend=backend, cuda_graphs=cuda_graphs)
     assert_engine_agrees(model, images(batch, size).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "size"), [(1, 224), (3, 97), (17, 64), (128, 160)])
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_the_network_in_one_launch(name: str, dtype: torch.dtype, batch: int, size: int, cuda_graphs: bool) -> None:
+    """And its bits are the same again."""
+    lack = lacks_network(GPU, dtype)
+    if lack:
+        pytest.skip(lack)
+    model = on_gpu(NETWORKS[name](), dtype, backend="auto", plan_name="network", cuda_graphs=cuda_graphs)
+    x = images(batch, size).to(dtype)
+    assert_engine_agrees(model, x)
+    with torch.inference_mode():
+        first = model(x)
+        for _ in range(100):
+            assert torch.equal(model(x), first)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -31,6 +31,7 @@ FLOORS = (
     ("lraspp", "foreign"),
     ("weights",),
     ("fold", "freshness", "plan"),
+    ("cluster",),
     ("lower", "engine", "graphs", "launches", "alternatives"),
     ("program", "timing", "cost"),
     ("steps", "ceilings"),

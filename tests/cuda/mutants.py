@@ -23,8 +23,8 @@ _STAGES, _BLOCK = "inverted_residual.cuh", "inverted_residual_block.cuh"
 _projected, _not_expanded, _sums = (partial(Mutant, name, _STAGES) for name in ("projected", "not expanded", "sums"))
 _depthwise, _pointwise = (partial(Mutant, name, f"{name}_conv.cu") for name in ("depthwise", "pointwise"))
 COMPARED = r"Error\(.*\) exceeds Error\("
-_RACE, _UNWRITTEN, _FLIES = "race: ", "read of what nothing wrote", "read of what a cp.async still brings"
-_TOO_SOON = rf"{_RACE}|{_UNWRITTEN}|has ended|ends while"
+RACE, UNWRITTEN, FLIES = "race: ", "read of what nothing wrote", "read of what a cp.async still brings"
+TOO_SOON = rf"{RACE}|{UNWRITTEN}|has ended|ends while"
 _WAIT, _SYNC = "    wait_for_copies<0>();\n", "    __syncthreads();\n"
 
 
@@ -47,7 +47,7 @@ FAST = {  # others are slow
         COMPARED,
     ),
     "no barrier between expand and depthwise": _projected(
-        _SYNC + "    if (step + 1", "    if (step + 1", f"{_RACE}|{_UNWRITTEN}"
+        _SYNC + "    if (step + 1", "    if (step + 1", f"{RACE}|{UNWRITTEN}"
     ),
 }
 MUTANTS = {
@@ -64,11 +64,11 @@ MUTANTS = {
         _BLOCK,
         "kHeight = (TileHeight - 1) * Stride + Kernel,",
         "kHeight = (TileHeight - 1) * Stride + Kernel - 1,",
-        f"{COMPARED}|{_UNWRITTEN}|{_RACE}",
+        f"{COMPARED}|{UNWRITTEN}|{RACE}",
     ),
-    "the border is not cleared": _projected("  clear(b);\n", "", _UNWRITTEN),
-    "no barrier before project": _projected(_WAIT + _SYNC + "    if constexpr", _WAIT + "    if constexpr", _RACE),
-    "weights are not awaited": _projected("depthwise(b, step);\n" + _WAIT, "depthwise(b, step);\n", _FLIES),
+    "the border is not cleared": _projected("  clear(b);\n", "", UNWRITTEN),
+    "no barrier before project": _projected(_WAIT + _SYNC + "    if constexpr", _WAIT + "    if constexpr", RACE),
+    "weights are not awaited": _projected("depthwise(b, step);\n" + _WAIT, "depthwise(b, step);\n", FLIES),
     "the launch before is not awaited": _projected(
         "  wait_for_predecessor();\n", "", "that the launch before may still use"
     ),
@@ -85,13 +85,13 @@ MUTANTS = {
         COMPARED,
     ),
     "taps are mirrored": _depthwise("taps[kx][c], sums[o][c])", "taps[K - 1 - kx][c], sums[o][c])", COMPARED),
-    "no barrier before sums": _depthwise("  __syncthreads();\n", "", f"{_RACE}|{_UNWRITTEN}"),
+    "no barrier before sums": _depthwise("  __syncthreads();\n", "", f"{RACE}|{UNWRITTEN}"),
     "pixels right of the image are written": _depthwise(
         "if (column + o >= p.out_width) continue;", "", rf"{COMPARED}|out of bounds"
     ),
     "the first image's scale": _pointwise("b.p.scale + b.first_row / b.p.pixels * b.p.inputs", "b.p.scale", COMPARED),
     "too few copies are awaited": _pointwise(
-        "wait_for_copies<C::kStages - 2>", "wait_for_copies<C::kStages - 1>", _FLIES
+        "wait_for_copies<C::kStages - 2>", "wait_for_copies<C::kStages - 1>", FLIES
     ),
     "a warp's sums are left out": _pointwise("k < C::kWarpsK", "k < C::kWarpsK - 1", COMPARED),
     "no bias in squeeze-excite": Mutant(
@@ -116,19 +116,19 @@ MUTANTS = {
         "load<Eight<T>>(x + (pixel * channels", "load<Eight<T>>(x + ((pixel & ~1) * channels"
     ),
     "sums are taken before all have come": _squeeze(
-        "  arrive_cluster();\n  wait_cluster();\n  const int fours", "  __syncthreads();\n  const int fours", _TOO_SOON
+        "  arrive_cluster();\n  wait_cluster();\n  const int fours", "  __syncthreads();\n  const int fours", TOO_SOON
     ),
     "hidden units are taken before all have come": _squeeze(
-        "  arrive_cluster();\n  wait_cluster();\n  excite<4", "  __syncthreads();\n  excite<4", _TOO_SOON
+        "  arrive_cluster();\n  wait_cluster();\n  excite<4", "  __syncthreads();\n  excite<4", TOO_SOON
     ),
     "scales are taken before all have come": _squeeze(
-        "  arrive_cluster();\n  wait_cluster();\n  multiply_by", "  __syncthreads();\n  multiply_by", _TOO_SOON
+        "  arrive_cluster();\n  wait_cluster();\n  multiply_by", "  __syncthreads();\n  multiply_by", TOO_SOON
     ),
     "no barrier of the cluster": Mutant(
         "excite",
         "excite.cu",
         "  arrive_cluster();\n  wait_cluster();\n",
         "  __syncthreads();\n",
-        _TOO_SOON,
+        TOO_SOON,
     ),
 }

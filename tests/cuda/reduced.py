@@ -41,6 +41,9 @@ CUTS = {
         ),
     ),
     "pointwise": Cut("pointwise_conv.cu", (_HALF, (r"(  if \(is\(16, 16.*\n)(.*\n)(  if \(is.*\n){5}", r"\2"))),
+    "network": Cut(
+        "network.cu", ((r"run<bfloat16>", "run<float16>"), (r"count_clusters<bfloat16>", "count_clusters<float16>"))
+    ),
     "squeeze-excite": Cut("squeeze_excite.cu", ((r"run<bfloat16>", "run<float16>"),)),
     "excite": Cut(
         "excite.cu",

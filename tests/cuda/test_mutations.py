@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from mbv3fast.cluster import Cut, cut_as
 from mbv3fast.cuda import library
 from mbv3fast.cuda.library import KernelError
+from tests.cuda import network_mutants
 from tests.cuda.checks import Block, check_depthwise_conv, check_inverted_residual, check_pointwise_conv
 from tests.cuda.harness import Window
 from tests.cuda.mutants import COMPARED, FAST, MUTANTS, Mutant
 from tests.cuda.reduced import compiled, copy_sources, cut, mistake
+from tests.cuda.test_network import EXCITED, LAST, NARROW, PLAIN, WIDE, agrees, launched, made_of, plan_of
 from tests.cuda.test_squeeze_excite import Case
+from tests.networks import photographs
 from tests.numerics import assert_agrees
 
 SMALL = {"tile_height": 4, "tile_width": 8, "step": 32, "splits": 1}
@@ -59,6 +63,13 @@ def squeeze_excite(lib: ctypes.CDLL) -> None:
             case.agrees(case.squeeze_excite(cluster, two=cluster == 1, seed=seed)[0])
 
 
+def whole_network(lib: ctypes.CDLL) -> None:
+    """Both kinds of stages, with squeeze-excite of all kinds, in bands and in steps."""
+    model, x = made_of(PLAIN, EXCITED, WIDE, NARROW, LAST), photographs(2, 64)[:, :, :37, :50].half()
+    for in_rows, seed in ((3, 0), (2, 1)):
+        agrees(model, launched(lib, cut_as(plan_of(model), (37, 50), Cut(4, in_rows, 8 * 1024)), x, seed=seed), x)
+
+
 CHECKS: dict[str, Callable[[ctypes.CDLL], None]] = {
     "projected": projected,
     "sums": sums,
@@ -67,6 +78,7 @@ CHECKS: dict[str, Callable[[ctypes.CDLL], None]] = {
     "pointwise": pointwise,
     "excite": excite,
     "squeeze-excite": squeeze_excite,
+    "network": whole_network,
 }
 
 
@@ -85,10 +97,13 @@ def some_slow(names: list[str], fast: list[str]) -> list[object]:
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", some_slow(list(MUTANTS), list(FAST)))
+ALL = {**MUTANTS, **network_mutants.MUTANTS}
+
+
+@pytest.mark.parametrize("name", some_slow(list(ALL), [*FAST, *network_mutants.FAST]))
 @pytest.mark.usefixtures("emulation")
 def test_a_mistake_is_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mutant = MUTANTS[name]
+    mutant = ALL[name]
     lib = built(monkeypatch, mutant.instance, tmp_path, mutant)
     with pytest.raises((AssertionError, KernelError), match=mutant.caught):
         CHECKS[mutant.instance](lib)

@@ -16,7 +16,7 @@ from tests.cuda.reduced import copy_sources, cut, mistake
 
 builder = pytest.importorskip("mbv3fast.csrc.build")
 DRIVER = Path(__file__).parent / "driver.cpp"
-KERNELS = "set(KERNELS inverted_residual.cu depthwise_conv.cu excite.cu pointwise_conv.cu squeeze_excite.cu)"
+KERNELS = "set(KERNELS inverted_residual.cu network.cu depthwise_conv.cu excite.cu pointwise_conv.cu squeeze_excite.cu)"
 
 
 @pytest.fixture(scope="module", autouse=True)
