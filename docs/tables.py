@@ -1,9 +1,10 @@
-"""The tables of docs/kernels/*.md: predicted ones, and what compilers say.
+"""The tables of docs/kernels/*.md and docs/network.md: predicted ones, and what compilers say.
 
     python -m docs.tables            # writes them
     python -m docs.tables --check    # says whether they are so already
 
-They stand behind the markers `<!-- predicted: NAME -->` and `<!-- compiled: NAME -->`, up to `<!-- end of table -->`.
+They stand behind the markers `<!-- predicted: NAME -->`, `<!-- compiled: NAME -->` and `<!-- stages: NAME -->`, up to
+`<!-- end of table -->`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from click.testing import CliRunner
+
 from docs.compiled import compiled
 from docs.predictions import PREDICTED
+from mbv3fast.cli import main as main_command
 
 _COUNTED = "Counted for an H100 in float16, nothing is measured ([how to read it](index.md#how-the-tables-are-read)):"
 PAGES = Path(__file__).parent / "kernels"
-_SECTION = re.compile(r"<!-- (predicted|compiled): ([\w-]+) -->\n.*?<!-- end of table -->", re.DOTALL)
+NETWORK = Path(__file__).parent / "network.md"
+_SECTION = re.compile(r"<!-- (predicted|compiled|stages): ([\w-]+) -->\n.*?<!-- end of table -->", re.DOTALL)
 
 
 def written(text: str) -> str:
@@ -28,13 +33,16 @@ def written(text: str) -> str:
 
 def _section(match: re.Match[str]) -> str:
     kind, name = match[1], match[2]
-    table = f"{_COUNTED}\n\n{PREDICTED[name]()}" if kind == "predicted" else compiled(name)
+    if kind == "stages":
+        table = CliRunner().invoke(main_command, ["stages", name, "--markdown"]).output
+    else:
+        table = f"{_COUNTED}\n\n{PREDICTED[name]()}" if kind == "predicted" else compiled(name)
     return f"<!-- {kind}: {name} -->\n\n{table}\n<!-- end of table -->"
 
 
 def stale() -> Iterator[tuple[Path, str]]:
     """Pages whose tables aren't what the code makes, and how they should be."""
-    for path in sorted(PAGES.glob("*.md")):
+    for path in (*sorted(PAGES.glob("*.md")), NETWORK):
         text = path.read_text(encoding="utf-8")
         if (new := written(text)) != text:
             yield path, new
