@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.machine import DEVICE
 from mbv3fast import large, small
-from mbv3fast.cluster import cut
+from mbv3fast.cluster import cut, stage_names
 from mbv3fast.cluster.latency import CLOCK, work_of
 from mbv3fast.cluster.run import ClusterNetwork
 
@@ -27,17 +27,16 @@ _WARM = 20  # calls before the one that is drawn
 def stamps_of(variant: str, size: int, batch: int = 1) -> tuple[Tensor, list[tuple[str, float]]]:
     """Stamps [blocks, stages + 1] of a forward, and each stage's name and predicted seconds."""
     model = (large if variant == "large" else small)(plan="network").half().eval().to(DEVICE)
-    network, plan = ClusterNetwork(model.plan("network")), model.plan("network")
+    plan = model.plan("network")
+    network = ClusterNetwork(plan)
     x = torch.randn(batch, 3, size, size, device=DEVICE).half()
     with torch.inference_mode():
         for _ in range(_WARM if DEVICE == "cuda" else 0):
             network(x)
         stamps = network.timeline(x).cpu()
     tables = cut(plan, (size, size))
-    names = [step.name for step in plan.steps]
-    names.insert([step.op for step in plan.steps].index("pointwise_mean_linear"), "last convolution")
     works = work_of(tables.stages, tables.chunks, tables.cut.blocks)
-    return stamps, [(name, work.busiest.seconds) for name, work in zip(names, works, strict=True)]
+    return stamps, [(name, work.busiest.seconds) for name, work in zip(stage_names(plan), works, strict=True)]
 
 
 def clocks(stamps: Tensor) -> Tensor:

@@ -12,16 +12,28 @@ namespace mbv3fast {
 enum class Activation { none = 0, relu = 1, hardswish = 2 };
 
 // min(max(x, 0), 6), NaN staying NaN.
-__device__ __forceinline__ float clamp6(float x) { return x < 0.0f ? 0.0f : x > 6.0f ? 6.0f : x; }
+__device__ __forceinline__ float clamp6(float x) { return min_nan(max_nan(x, 0.0f), 6.0f); }
 
 // Hard sigmoid, relu6(x + 3) / 6 (Howard et al. 2019, section 5.2).
 __device__ __forceinline__ float hardsigmoid(float x) { return clamp6(x + 3.0f) * (1.0f / 6.0f); }
 
 template <Activation A>
 __device__ __forceinline__ float activate(float x) {
-  if constexpr (A == Activation::relu) return x < 0.0f ? 0.0f : x;
+  if constexpr (A == Activation::relu) return max_nan(x, 0.0f);
   if constexpr (A == Activation::hardswish) return x * hardsigmoid(x);
   return x;
+}
+
+// Of many numbers, so that only one decision is taken for all.
+template <int N>
+__device__ __forceinline__ void activate_all(Activation which, float (&values)[N]) {
+  if (which == Activation::relu) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = activate<Activation::relu>(values[i]);
+  } else if (which == Activation::hardswish) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = activate<Activation::hardswish>(values[i]);
+  }
 }
 
 __device__ __forceinline__ float activate(Activation which, float x) {
@@ -70,6 +82,22 @@ __device__ __forceinline__ void load_floats(float (&values)[V], Floats from) {
   }
 }
 
+// n / divisor by a product, for 0 <= n < 2^31 / divisor.
+class Quotient {
+ public:
+  __device__ __forceinline__ explicit Quotient(int divisor) : divisor_(divisor), factor_((1u << 31) / divisor + 1) {}
+  __device__ __forceinline__ int of(int n) const {
+    return static_cast<int>((std::uint64_t{static_cast<std::uint32_t>(n)} * factor_) >> 31);
+  }
+  __device__ __forceinline__ int rest(int n) const { return n - of(n) * divisor_; }
+
+ private:
+  int divisor_;
+  std::uint32_t factor_;
+};
+
+__host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
+__host__ __device__ constexpr int most(int a, int b) { return a < b ? b : a; }
 __host__ __device__ constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 __host__ __device__ constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 

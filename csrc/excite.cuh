@@ -44,8 +44,6 @@ struct Excite {
   ExciteLayout at;
 };
 
-__host__ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
-
 template <class N>
 __device__ __forceinline__ SharedPtr<N> shared_at(int offset) {
   return view<N>(shared_memory() + offset);

@@ -62,6 +62,27 @@ __device__ __forceinline__ T round_to(float value) {
   }
 }
 
+// The larger and the smaller, NaN if `a` is.
+__device__ __forceinline__ float max_nan(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+  return most;
+#else
+  return a < b ? b : a;
+#endif
+}
+
+__device__ __forceinline__ float min_nan(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  float least;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(least) : "f"(a), "f"(b));
+  return least;
+#else
+  return a > b ? b : a;
+#endif
+}
+
 // Two in a register, the first in its lower half.
 template <class T>
 __device__ __forceinline__ std::uint32_t pack(float low, float high) {

@@ -1,8 +1,7 @@
 // mbv3fast_network: the whole network in one launch. A cluster of blocks takes an image from pixels to logits, its
 // activations in their shared memory; only weights come from outside. What it does is data: see network_stage.cuh.
-#include "network_channels.cuh"
 #include "network_ends.cuh"
-#include "network_rows.cuh"
+#include "network_residual.cuh"
 
 namespace mbv3fast {
 namespace {
@@ -30,9 +29,8 @@ __global__ void __launch_bounds__(kNetworkThreads, 1) network_kernel(const __gri
       const Stage s = load<Stage>(p.stages + i);
       switch (s.kind) {
         case StageKind::stem: run_stem(p, s, stream, place, image); break;
-        case StageKind::rows: run_rows(s, stream, place); break;
-        case StageKind::channels: run_channels(s, stream, place); break;
-        case StageKind::mean: run_mean(s, stream, place); break;
+        case StageKind::block:
+        case StageKind::mean: run_block(s, stream, place); break;
         case StageKind::linear: run_linear(p, s, stream, place, image, i + 1 == p.stage_count); break;
       }
     }
@@ -78,7 +76,7 @@ int run(const Args& a, void* stream) {
   for (int i = 0; i < 4; ++i) p.along[i] = along[i];
   p.images = a.images;
   p.stage_count = a.stage_count, p.chunk_count = a.chunk_count, p.cluster = a.cluster, p.clusters = a.clusters;
-  p.ring = a.ring, p.slot = a.slot;
+  p.slot = a.slot;
   Launch how;
   how.blocks = std::int64_t{a.cluster} * a.clusters;
   how.threads = kNetworkThreads;

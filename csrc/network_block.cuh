@@ -2,6 +2,7 @@
 // The expanded activation is a tile of `step` channels with a border of zeros, which never leaves the block.
 #pragma once
 
+#include "network_products.cuh"
 #include "network_stream.cuh"
 
 namespace mbv3fast {
@@ -16,8 +17,8 @@ struct Band {
     const bool some = end > begin;
     first = begin * s.stride - s.top;
     count = some ? (end - begin - 1) * s.stride + s.kernel : 0;
-    top = first < 0 ? 0 : first;
-    bottom = first + count < s.in.height ? first + count : s.in.height;
+    top = most(first, 0);
+    bottom = least(first + count, s.in.height);
     if (!some) bottom = top;
   }
 };
@@ -54,6 +55,7 @@ __device__ __forceinline__ SharedPtr<T> windowed_pixels(const Stage& s) {
 template <class T>
 __device__ __forceinline__ void clear_rows(const Stage& s, int from, int to) {
   const int row = s.expanded_width * s.expanded_pitch;
+#pragma unroll 1
   for (int i = from * row + 8 * thread_index(); i < to * row; i += 8 * kNetworkThreads) {
     store(expanded_tile<T>(s) + i, uint4{0, 0, 0, 0});
   }
@@ -63,43 +65,31 @@ __device__ __forceinline__ void clear_rows(const Stage& s, int from, int to) {
 template <class T>
 __device__ __forceinline__ void expand(const Stage& s, const Band& band, const Local<T>& in, const StepWeights<T>& weights,
                                        int channel) {
-  const int pixels = (band.bottom - band.top) * s.in.width, lane = lane_index();
+  const int pixels = (band.bottom - band.top) * s.in.width;
   const SharedPtr<const T> from = in.row(band.top);
   const SharedPtr<T> to = expanded_tile<T>(s) +
                           ((band.top - band.first) * s.expanded_width + s.left) * s.expanded_pitch;
+  const Quotient row(s.in.width);
+  const int beside = s.expanded_width - s.in.width;
   if (!s.expands) {
     const int eights = s.step / 8;
+    const Quotient by_eights(eights);
+#pragma unroll 1
     for (int i = thread_index(); i < pixels * eights; i += kNetworkThreads) {
-      const int pixel = i / eights, c = i % eights * 8, y = pixel / s.in.width, x = pixel % s.in.width;
+      const int pixel = by_eights.of(i), c = by_eights.rest(i) * 8;
       const bool wanted = channel + c < s.in.channels;
       const uint4 zeros = {0, 0, 0, 0};
-      store(to + ((y * s.expanded_width + x) * s.expanded_pitch + c),
+      store(to + ((pixel + row.of(pixel) * beside) * s.expanded_pitch + c),
             wanted ? load<uint4>(from + (pixel * in.pitch + channel + c)) : zeros);
     }
     return;
   }
-  const int columns = s.step / 16, pitch = pitch_of(s.in.channels);
-  const Activation activation = static_cast<Activation>(s.expand_activation);
-  for (int tile = thread_index() / 32; tile < ceil_div(pixels, 16) * columns; tile += kNetworkWarps) {
-    const int m = tile / columns * 16, n = tile % columns * 16;
-    float sums[1][1][2][4] = {};
-    multiply<T>(sums, from + m * in.pitch, in.pitch, weights.expand + n * pitch, pitch, s.in.channels, AsItIs{},
-                pixels - 1 - m);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int pixel = m + 8 * i + lane / 4;
-      if (pixel >= pixels) continue;
-      const int y = pixel / s.in.width, x = pixel % s.in.width;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int c = n + 8 * half + lane % 4 * 2;
-        const float2 bias = load<float2>(weights.expand_bias + c);
-        const float* sum = &sums[0][0][half][2 * i];
-        store(to + ((y * s.expanded_width + x) * s.expanded_pitch + c),
-              pack<T>(activate(activation, sum[0] + bias.x), activate(activation, sum[1] + bias.y)));
-      }
-    }
-  }
+  const int pitch = pitch_of(s.in.channels);
+  const Factors<T> factors{from, in.pitch, pixels, weights.expand, pitch, s.step, s.in.channels, weights.expand_bias,
+                           s.expand_activation};
+  products(s.expand_tiles, factors, [&](int pixel, int c, float2 sum) {
+    store(to + ((pixel + row.of(pixel) * beside) * s.expanded_pitch + c), pack<T>(sum.x, sum.y));
+  });
 }
 
 // The windows of a band and of a step's channels: a thread has a pair of channels and seven pixels of a row.
@@ -107,15 +97,16 @@ template <class T, int Kernel, int Stride>
 __device__ __forceinline__ void depthwise(const Stage& s, const Band& band, const StepWeights<T>& weights, SharedPtr<T> to) {
   constexpr int kStrip = 7, kColumns = (kStrip - 1) * Stride + Kernel;
   const int pairs = s.step / 2, strips = ceil_div(s.out.width, kStrip);
-  const Activation activation = static_cast<Activation>(s.activation);
+  const Quotient by_pairs(pairs), by_strips(strips);
+#pragma unroll 1
   for (int i = thread_index(); i < (band.end - band.begin) * strips * pairs; i += kNetworkThreads) {
-    const int channel = i % pairs * 2, x = i / pairs % strips * kStrip, y = i / pairs / strips;
+    const int strip = by_pairs.of(i), channel = by_pairs.rest(i) * 2, x = by_strips.rest(strip) * kStrip, y = by_strips.of(strip);
     const float2 bias = load<float2>(weights.bias + channel);
-    float2 sums[kStrip];
+    float sums[2 * kStrip];
 #pragma unroll
-    for (int o = 0; o < kStrip; ++o) sums[o] = bias;
-#pragma unroll
-    for (int ky = 0; ky < Kernel; ++ky) {
+    for (int o = 0; o < kStrip; ++o) sums[2 * o] = bias.x, sums[2 * o + 1] = bias.y;
+#pragma unroll 1
+    for (int ky = 0; ky < Kernel; ++ky) {  // unrolled, the code of all windows would be too much to stay near
       const auto line = expanded_tile<T>(s) +
                         (((y * Stride + ky) * s.expanded_width + x * Stride) * s.expanded_pitch + channel);
       float2 values[kColumns];
@@ -126,16 +117,16 @@ __device__ __forceinline__ void depthwise(const Stage& s, const Band& band, cons
         const float2 tap = unpack<T>(load<std::uint32_t>(weights.windows + ((ky * Kernel + kx) * s.step + channel)));
 #pragma unroll
         for (int o = 0; o < kStrip; ++o) {
-          sums[o].x = fmaf(values[o * Stride + kx].x, tap.x, sums[o].x);
-          sums[o].y = fmaf(values[o * Stride + kx].y, tap.y, sums[o].y);
+          sums[2 * o] = fmaf(values[o * Stride + kx].x, tap.x, sums[2 * o]);
+          sums[2 * o + 1] = fmaf(values[o * Stride + kx].y, tap.y, sums[2 * o + 1]);
         }
       }
     }
+    activate_all(s.activation, sums);
 #pragma unroll
     for (int o = 0; o < kStrip; ++o) {
       if (x + o >= s.out.width) break;
-      store(to + ((y * s.out.width + x + o) * s.windowed_pitch + channel),
-            pack<T>(activate(activation, sums[o].x), activate(activation, sums[o].y)));
+      store(to + ((y * s.out.width + x + o) * s.windowed_pitch + channel), pack<T>(sums[2 * o], sums[2 * o + 1]));
     }
   }
 }
@@ -146,27 +137,6 @@ __device__ __forceinline__ void depthwise(const Stage& s, const Band& band, cons
   if (s.kernel == 3) return depthwise<T, 3, 2>(s, band, weights, to);
   if (s.stride == 1) return depthwise<T, 5, 1>(s, band, weights, to);
   depthwise<T, 5, 2>(s, band, weights, to);
-}
-
-// use(pixel, output, two sums) for each pixel and each even of `outputs` columns: pixels [.., depth] times weight^T.
-template <class T, class Prepare, class Use>
-__device__ __forceinline__ void project(SharedPtr<const T> from, int pitch, int pixels, SharedPtr<const T> weight,
-                                        int weight_pitch, int outputs, int depth, Prepare prepare, Use use) {
-  const int columns = ceil_div(outputs, 16), lane = lane_index();
-  for (int tile = thread_index() / 32; tile < ceil_div(pixels, 16) * columns; tile += kNetworkWarps) {
-    const int m = tile / columns * 16, n = tile % columns * 16;
-    float sums[1][1][2][4] = {};
-    multiply<T>(sums, from + m * pitch, pitch, weight + n * weight_pitch, weight_pitch, depth, prepare, pixels - 1 - m);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int pixel = m + 8 * i + lane / 4;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int output = n + 8 * half + lane % 4 * 2;
-        if (pixel < pixels && output < outputs) use(pixel, output, float2{sums[0][0][half][2 * i], sums[0][0][half][2 * i + 1]});
-      }
-    }
-  }
 }
 
 }  // namespace mbv3fast

@@ -1,5 +1,4 @@
-// The ends of the network: the stem, which reads the image, and behind the blocks the last convolution, its mean, and the
-// linear layers.
+// The ends of the network: the stem, which reads the image, and the linear layers.
 #pragma once
 
 #include "network_block.cuh"
@@ -14,12 +13,16 @@ template <class T>
 __device__ __forceinline__ void load_image(const Network<T>& p, const Stage& s, std::int64_t image, int first, int count) {
   const SharedPtr<T> tile = expanded_tile<T>(s);
   const int channels = s.in.channels;
+  const Quotient row(s.expanded_width);
+#pragma unroll 1
   for (int i = thread_index(); i < count * s.expanded_width; i += kNetworkThreads) {
-    const int y = first + i / s.expanded_width, x = i % s.expanded_width - s.left;
+    const int y = first + row.of(i), x = row.rest(i) - s.left;
     const bool inside = y >= 0 && y < s.in.height && x >= 0 && x < s.in.width;
     float values[kStemChannels] = {};
     const std::int64_t at = image * p.along[0] + y * p.along[2] + x * p.along[3];
-    for (int c = 0; inside && c < channels; ++c) {
+#pragma unroll
+    for (int c = 0; c < kStemChannels; ++c) {
+      if (!inside || c >= channels) continue;
       if (p.bytes) {
         const float byte = static_cast<float>(load<std::uint8_t>(p.bytes + (at + c * p.along[1])));
         values[c] = byte * load<float>(p.factor + c) - load<float>(p.shift + c);
@@ -41,19 +44,20 @@ __device__ __forceinline__ void run_stem(const Network<T>& p, const Stage& s, St
   const Local<T> out(s.out, place.rank);
   const int lane = lane_index(), width = s.out.width, tiles = ceil_div(width, 16), columns = ceil_div(s.out.channels, 16);
   const int row = s.expanded_width * kStemChannels;
-  const Activation activation = static_cast<Activation>(s.activation);
   load_image(p, s, image, begin * s.stride - s.top, end > begin ? (end - begin - 1) * s.stride + s.kernel : 0);
-  const SharedPtr<std::uint8_t> chunk = stream.acquire();
+  const SharedPtr<std::uint8_t> chunk = stream.next();
   constexpr int kPitch = pitch_of(48);  // three rows of 16
   const auto weight = view<const T>(chunk);
   const auto bias = view<const float>(chunk + columns * 16 * kPitch * 2);
+  const Quotient by_columns(columns), by_tiles(tiles);
+#pragma unroll 1
   for (int tile = thread_index() / 32; tile < (end - begin) * tiles * columns; tile += kNetworkWarps) {
-    const int n = tile % columns * 16, x = tile / columns % tiles * 16, y = tile / columns / tiles;
+    const int strip = by_columns.of(tile), n = by_columns.rest(tile) * 16, x = by_tiles.rest(strip) * 16, y = by_tiles.of(strip);
     float sums[1][1][2][4] = {};
-#pragma unroll
+#pragma unroll 1
     for (int ky = 0; ky < 3; ++ky) {
       const auto from = expanded_tile<T>(s) + ((y * s.stride + ky) * row + x * s.stride * kStemChannels);
-      multiply<T>(sums, from, s.stride * kStemChannels, weight + (n * kPitch + 16 * ky), kPitch, 16, AsItIs{}, width - 1 - x);
+      multiply<T>(sums, from, s.stride * kStemChannels, weight + (n * kPitch + 16 * ky), kPitch, 16, AsItIs{}, width - x);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -64,30 +68,12 @@ __device__ __forceinline__ void run_stem(const Network<T>& p, const Stage& s, St
         if (pixel >= width || c >= s.out.channels) continue;
         const float2 offset = load<float2>(bias + c);
         const float* sum = &sums[0][0][half][2 * i];
-        store(out.row(begin + y) + (pixel * out.pitch + c),
-              pack<T>(activate(activation, sum[0] + offset.x), activate(activation, sum[1] + offset.y)));
+        const float low = activate(s.activation, sum[0] + offset.x), high = activate(s.activation, sum[1] + offset.y);
+        store(out.row(begin + y) + (pixel * out.pitch + c), pack<T>(low, high));
       }
     }
   }
-  stream.release();
-}
-
-// The last convolution of this block's slice of channels, and its mean, to all blocks.
-template <class T>
-__device__ __forceinline__ void run_mean(const Stage& s, Stream<T>& stream, const Place& place) {
-  const Band all(s, 0, s.out.height);
-  const Local<T> in(s.in, 0);
-  const int pixels = s.in.height * s.in.width;
-  for (int step = 0; step * s.step < s.channels; ++step) {
-    const StepWeights<T> weights(s, stream.acquire());
-    expand<T>(s, all, in, weights, 0);
-    stream.release();
-    const int first = place.rank * s.channels + step * s.step;
-    sum_pixels<T>(expanded_tile<T>(s), s.expanded_pitch, pixels, s.step, [&](int c, float sum) {
-      if (first + c < s.outputs) tell_all(shared_at<float>(s.squeeze.means) + (first + c), sum * s.squeeze.per_pixel, place);
-    });
-  }
-  sync_cluster();
+  sync_cluster();  // in the next stage others write where the image lies
 }
 
 // This block's rows of a linear layer of the vector at `means`: to all blocks, at `hidden`, or, of the last, to memory.
@@ -95,17 +81,16 @@ template <class T>
 __device__ __forceinline__ void run_linear(const Network<T>& p, const Stage& s, Stream<T>& stream, const Place& place,
                                         std::int64_t image, bool last) {
   const auto vector = shared_at<float>(s.squeeze.means), hidden = shared_at<float>(s.squeeze.hidden);
-  const Activation activation = static_cast<Activation>(s.activation);
+#pragma unroll 1
   for (int chunk = 0; chunk < s.chunks; ++chunk) {
     const int first = place.rank * s.channels + chunk * s.step;
-    multiply_chunk<T, 32>(stream.acquire(), s.step, s.inputs, vector, [&](Total total) {
+    multiply_chunk<T, 32>(stream.next(), s.step, s.inputs, vector, [&](Total total) {
       const int output = first + total.row;
       if (output >= s.outputs || chunk * s.step + total.row >= s.channels) return;
-      total.value = activate(activation, total.value);
+      total.value = activate(s.activation, total.value);
       if (!last) return give_all(hidden + output, total, place.size);
       if (total.copy == 0) store(p.out + (image * s.outputs + output), round_to<T>(total.value));
     });
-    stream.release();
   }
   sync_cluster();
 }

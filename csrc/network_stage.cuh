@@ -9,23 +9,27 @@ namespace mbv3fast {
 
 constexpr int kNetworkThreads = 256, kNetworkWarps = kNetworkThreads / 32;
 
-enum class StageKind : std::int32_t { stem = 0, rows = 1, channels = 2, mean = 3, linear = 4 };
+enum class StageKind : std::int32_t { stem = 0, block = 1, mean = 2, linear = 3 };
+
+// What a warp computes at once of a product of matrices: tiles of 16 by 16, one, or two beside or below each other, or four.
+enum class Tiling : std::int32_t { one = 0, beside = 1, below = 2, four = 3 };
 
 // A feature map, `pitch` elements from pixel to pixel, `at` so many bytes. Every block has the whole of it where `rows` is
-// 0; else block r has the rows from r * rows on, so many, and those `above` and `below` that its windows reach.
+// 0; else the g-th group of 2^group_bits blocks has the rows from g * rows on, so many, and those `above` and `below` that
+// its windows reach.
 struct Map {
-  std::int32_t at, pitch, height, width, channels, rows, above, below;
+  std::int32_t at, pitch, height, width, channels, rows, above, below, group_bits;
 };
 
-// Squeeze-excite: float32 vectors by their places in bytes. A block has means and scales of a `slice` of the channels,
-// which is all of them where blocks have rows of the image and the layers are small enough for each to compute alone.
+// Squeeze-excite: float32 vectors by their places in bytes. A block has the means of a `slice` of all channels, and makes
+// their scales; where the layers are small each does so of all channels, alone.
 struct Squeeze {
   std::int32_t squeezed;  // hidden units; 0: there is none
-  std::int32_t activation;
-  std::int32_t shared;       // whether blocks that have rows share the channels here
+  Activation activation;
+  std::int32_t alone;
   std::int32_t slice;
   std::int32_t units, rows;  // of the first layer and of the second in a chunk
-  std::int32_t parts;        // [blocks, slice]: sums over each block's pixels, where these are rows
+  std::int32_t parts;        // [groups, slice]: sums over the rows of each group of blocks
   std::int32_t told;         // [blocks, squeezed]: what each makes of its slice, where that isn't all
   std::int32_t means, hidden, scale;  // [slice], [squeezed], [channels]
   float per_pixel;
@@ -33,10 +37,11 @@ struct Squeeze {
 
 struct alignas(16) Stage {
   StageKind kind;
-  std::int32_t rows;  // of the output, of a block; 0 where blocks share channels
+  std::int32_t group_bits;  // 2^group_bits blocks of a group have the same rows of the output, and slices of the channels
+  std::int32_t rows;        // of a group
   Map in, out;
   std::int32_t kernel, stride, top, left;
-  std::int32_t expand_activation, activation;
+  Activation expand_activation, activation;
   std::int32_t expands, adds_input;
   std::int32_t channels;  // of a block, in eights
   std::int32_t step;      // of them at once, in sixteens
@@ -44,18 +49,20 @@ struct alignas(16) Stage {
   std::int32_t bound;     // whether all bands use one chunk of weights; it is that of the projection too, if no
                           // squeeze-excite comes between
   std::int32_t projected; // outputs of a chunk of the projection, else
+  Tiling expand_tiles, project_tiles;
   std::int32_t expanded, expanded_pitch, expanded_width;  // [rows of a band's windows, width with its padding, step]
   std::int32_t windowed, windowed_pitch;                  // [pixels, channels]
-  std::int32_t sums, pixels;      // where blocks share channels: [blocks, pixels of a block, outputs] float32
+  std::int32_t sums, pixels;      // where blocks share channels: [blocks of a group, pixels of each, outputs] float32
   std::int32_t inputs, outputs;   // of a linear layer
   std::int32_t chunks;            // of weights
   Squeeze squeeze;
 };
 
-// A part of the weights, a multiple of 16 bytes: of block 0, and so much further for each next one.
+// A part of the weights, a multiple of 16 bytes, in so many copies, a power of 2, one behind another: block r takes the r-th, modulo
+// all.
 struct alignas(16) Chunk {
   std::int64_t offset;
-  std::int32_t bytes, apart;
+  std::int32_t bytes, copies;
 };
 
 template <class T>
@@ -71,7 +78,7 @@ struct Network {
   std::int64_t along[4];
   std::int64_t images;
   std::int32_t stage_count, chunk_count, cluster, clusters;
-  std::int32_t ring, slot;                // of chunks in shared memory: its place, and the bytes of each
+  std::int32_t slot;                      // bytes of a chunk in shared memory, which begins with them
 };
 
 }  // namespace mbv3fast

@@ -14,29 +14,25 @@ class Stream {
   // Of so many passes through the table.
   __device__ Stream(const Network<T>& p, int rank, std::int64_t passes) : p_(p), rank_(rank), left_(passes * p.chunk_count) {
 #pragma unroll
-    for (int i = 0; i < kSlots; ++i) send();
+    for (int i = 0; i < kSlots - 1; ++i) send();
   }
 
-  // The next chunk, once it is there for all threads.
-  __device__ SharedPtr<std::uint8_t> acquire() {
-    wait_for_copies<kSlots - 1>();
+  // The next chunk, once it is there for all threads, which no longer read the one before: its slot goes to a later one.
+  __device__ SharedPtr<std::uint8_t> next() {
+    wait_for_copies<kSlots - 2>();
     __syncthreads();
-    return shared_memory() + (p_.ring + used_ * p_.slot);
-  }
-
-  // Its slot, when no thread reads it any more, goes to a later one.
-  __device__ void release() {
-    __syncthreads();
-    used_ = used_ + 1 == kSlots ? 0 : used_ + 1;
     send();
+    used_ = used_ + 1 == kSlots ? 0 : used_ + 1;
+    return shared_memory() + used_ * p_.slot;
   }
 
  private:
   __device__ void send() {
     if (left_ > 0) {
       const Chunk chunk = load<Chunk>(p_.chunks + sent_);
-      const SharedPtr<std::uint8_t> to = shared_memory() + (p_.ring + slot_ * p_.slot);
-      const GlobalPtr<const std::uint8_t> from = p_.weights + (chunk.offset + std::int64_t{rank_} * chunk.apart);
+      const SharedPtr<std::uint8_t> to = shared_memory() + slot_ * p_.slot;
+      const GlobalPtr<const std::uint8_t> from = p_.weights + (chunk.offset + std::int64_t{rank_ & (chunk.copies - 1)} * chunk.bytes);
+#pragma unroll 1
       for (int i = 16 * thread_index(); i < chunk.bytes; i += 16 * kNetworkThreads) copy_async(to + i, from + i);
       sent_ = sent_ + 1 == p_.chunk_count ? 0 : sent_ + 1;
       slot_ = slot_ + 1 == kSlots ? 0 : slot_ + 1;
@@ -48,7 +44,7 @@ class Stream {
   const Network<T>& p_;
   const int rank_;
   std::int64_t left_;
-  int sent_ = 0, slot_ = 0, used_ = 0;
+  int sent_ = 0, slot_ = 0, used_ = kSlots - 1;
 };
 
 // Tells the other blocks of the cluster what this one has written to them, and waits for what they have to tell.
@@ -62,15 +58,28 @@ struct Place {
   int rank, size;
 };
 
+// A block in its group, of those that have the same rows.
+struct Member {
+  int size, groups, group, number;
+
+  __device__ __forceinline__ Member(const Stage& s, const Place& place)
+      : size(1 << s.group_bits), groups(place.size >> s.group_bits), group(place.rank >> s.group_bits),
+        number(place.rank & (size - 1)) {}
+};
+
 // A map as a block has it.
 template <class T>
 struct Local {
   SharedPtr<T> memory;
-  int first, width, pitch;  // the row that comes first in memory
+  int first, end;  // rows that it is to have; the first may lie above the image, or all below it
+  int width, pitch;
 
   __device__ __forceinline__ Local(const Map& map, int rank)
-      : memory(view<T>(shared_memory() + map.at)), first(map.rows ? rank * map.rows - map.above : 0), width(map.width),
-        pitch(map.pitch) {}
+      : memory(view<T>(shared_memory() + map.at)), first(0), end(map.height), width(map.width), pitch(map.pitch) {
+    if (map.rows == 0) return;
+    const int own = (rank >> map.group_bits) * map.rows;
+    first = own - map.above, end = own < map.height ? least(own + map.rows + map.below, map.height) : first;
+  }
   __device__ __forceinline__ SharedPtr<T> row(int y) const { return memory + (y - first) * width * pitch; }
 };
 

@@ -38,28 +38,28 @@ struct Scaled {
 };
 
 // sums += A [16 * Rows, depth] * B [16 * Columns, depth]^T, of a warp; `depth` is a multiple of 8.
-// sums[i][j][h] is the fragment of rows 16 i.. and columns 16 j + 8 h.. `last`: of A's rows the last that is read, again
-// and again for those behind it.
+// sums[i][j][h] is the fragment of rows 16 i.. and columns 16 j + 8 h.. `a_rows`, `b_rows`: those that there are of either;
+// for those behind them the last is read again.
 template <class T, int Rows, int Columns, class Prepare = AsItIs>
 __device__ __forceinline__ void multiply(float (&sums)[Rows][Columns][2][4], SharedPtr<const T> a, int a_pitch,
                                          SharedPtr<const T> b, int b_pitch, int depth, Prepare prepare = {},
-                                         int last = 15) {
-  const int lane = lane_index(), own = lane % 16 < last ? lane % 16 : last;
-  const SharedPtr<const T> a_row = a + (own * a_pitch + lane / 16 * 8);
-  const SharedPtr<const T> b_row = b + ((lane / 16 * 8 + lane % 8) * b_pitch + lane / 8 % 2 * 8);
+                                         int a_rows = 16 * Rows, int b_rows = 16 * Columns) {
+  const int lane = lane_index();
+  const auto a_row = [&](int i) { return least(16 * i + lane % 16, a_rows - 1) * a_pitch; };
   int k = 0;
 #pragma unroll 2
   for (; k + 16 <= depth; k += 16) {
     std::uint32_t factors[Rows][4];
 #pragma unroll
     for (int i = 0; i < Rows; ++i) {
-      ldmatrix(factors[i], a_row + (16 * i * a_pitch + k));
+      ldmatrix(factors[i], a + (a_row(i) + lane / 16 * 8 + k));
       prepare(factors[i], k);
     }
 #pragma unroll
     for (int j = 0; j < Columns; ++j) {
+      const int b_row = least(16 * j + lane / 16 * 8 + lane % 8, b_rows - 1) * b_pitch;
       std::uint32_t others[4];
-      ldmatrix(others, b_row + (16 * j * b_pitch + k));
+      ldmatrix(others, b + (b_row + lane / 8 % 2 * 8 + k));
       const std::uint32_t first[2] = {others[0], others[1]}, second[2] = {others[2], others[3]};
 #pragma unroll
       for (int i = 0; i < Rows; ++i) {
@@ -70,17 +70,16 @@ __device__ __forceinline__ void multiply(float (&sums)[Rows][Columns][2][4], Sha
   }
   if (k == depth) return;
   // The last 8: lanes 16 and up hold addresses that nothing reads, and so repeat others.
-  const SharedPtr<const T> a_last = a + (own * a_pitch + k), b_last = b + (lane % 16 * b_pitch + k);
   std::uint32_t factors[Rows][2];
 #pragma unroll
   for (int i = 0; i < Rows; ++i) {
-    ldmatrix(factors[i], a_last + 16 * i * a_pitch);
+    ldmatrix(factors[i], a + (a_row(i) + k));
     prepare(factors[i], k);
   }
 #pragma unroll
   for (int j = 0; j < Columns; ++j) {
     std::uint32_t others[2];
-    ldmatrix(others, b_last + 16 * j * b_pitch);
+    ldmatrix(others, b + (least(16 * j + lane % 16, b_rows - 1) * b_pitch + k));
     const std::uint32_t first[1] = {others[0]}, second[1] = {others[1]};
 #pragma unroll
     for (int i = 0; i < Rows; ++i) {

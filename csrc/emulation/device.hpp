@@ -33,6 +33,10 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 
+struct alignas(8) uint2 {
+  std::uint32_t x, y;
+};
+
 struct alignas(16) uint4 {
   std::uint32_t x, y, z, w;
 };
@@ -88,6 +92,7 @@ struct SharedPtr {
     return {block, offset + elements * static_cast<std::int64_t>(sizeof(T))};
   }
   operator SharedPtr<const T>() const { return {block, offset}; }
+  explicit operator bool() const { return block != nullptr; }
 };
 
 template <class V, class T>

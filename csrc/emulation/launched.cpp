@@ -12,9 +12,9 @@ extern "C" __attribute__((visibility("default"))) void mbv3fast_emulation_launch
 }
 
 // What the last launch did: products of tensor cores, bytes of cp.async, bytes of other blocks' shared memory, waits of
-// threads at barriers of a cluster.
-extern "C" __attribute__((visibility("default"))) void mbv3fast_emulation_done(std::int64_t (*figures)[4]) {
+// threads at barriers of a cluster and of a block.
+extern "C" __attribute__((visibility("default"))) void mbv3fast_emulation_done(std::int64_t (*figures)[5]) {
   const mbv3fast::emulation::Done& done = mbv3fast::emulation::launched().done;
-  const std::int64_t found[4] = {done.products, done.copied, done.remote, done.waits};
-  for (int i = 0; i < 4; ++i) (*figures)[i] = found[i];
+  const std::int64_t found[5] = {done.products, done.copied, done.remote, done.cluster_waits, done.waits};
+  for (int i = 0; i < 5; ++i) (*figures)[i] = found[i];
 }

@@ -239,6 +239,7 @@ void fail(const std::string& what) { throw Fault(what + " (" + named(self()) + "
 
 void sync_block(const char* file, int line) {
   Block& block = *self().block;
+  ++done().waits;
   running->gather(block.barrier, block.threads.size(), {"__syncthreads", file, line, 0}, [] {});
   ++self().clock.block;
 }
@@ -260,7 +261,7 @@ void sync_warp(const Place& place) {
 void arrive_cluster() { running->arrive(); }
 
 void wait_cluster() {
-  ++done().waits;
+  ++done().cluster_waits;
   running->pass();
 }
 

@@ -164,7 +164,7 @@ struct Done {
   std::int64_t products = 0;  // of tensor cores, each of a warp
   std::int64_t copied = 0;    // bytes, by cp.async from memory
   std::int64_t remote = 0;    // bytes read from or written to other blocks' shared memory
-  std::int64_t waits = 0;     // of threads, at barriers of a cluster
+  std::int64_t cluster_waits = 0, waits = 0;  // of threads, at barriers of a cluster, of a block
 };
 
 // What the calling thread asked for: its last launch, run or refused, what that did, and how many there were.

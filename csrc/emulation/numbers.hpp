@@ -60,6 +60,10 @@ inline float16 round_to<float16>(float value) {
   return {static_cast<std::uint16_t>(sign | (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1)) >> 13)};
 }
 
+// The larger and the smaller, NaN if `a` is.
+inline float max_nan(float a, float b) { return a < b ? b : a; }
+inline float min_nan(float a, float b) { return a > b ? b : a; }
+
 // Two in a register, the first in its lower half.
 template <class T>
 std::uint32_t pack(float low, float high) {

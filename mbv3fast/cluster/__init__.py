@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,15 +17,15 @@ from mbv3fast.cluster.chunks import Chunks
 from mbv3fast.cluster.ends import add_ends, add_stem
 from mbv3fast.cluster.latency import predicted_seconds
 from mbv3fast.cluster.memory import SHARED_BYTES, Cut, Memory
-from mbv3fast.cluster.parts import Parts, UncutError, read_parts
+from mbv3fast.cluster.parts import Parts, UncutError, read_parts, stage_names
 from mbv3fast.cluster.rows import add_rows
+from mbv3fast.cluster.search import fastest
 from mbv3fast.cluster.table import Chunk, Stage
 from mbv3fast.plan import Plan
 
-__all__ = ["CLUSTERS", "ClusterPlan", "Cut", "UncutError", "as_bytes", "cut", "cut_as"]
+__all__ = ["CLUSTERS", "ClusterPlan", "Cut", "UncutError", "as_bytes", "cut", "cut_as", "stage_names"]
 
 CLUSTERS = (16, 8)  # blocks of a cluster, the best first; more than 8 not every chip has
-_SLOTS = (32 * 1024, 28 * 1024, 24 * 1024, 20 * 1024, 16 * 1024)
 
 
 @dataclass(frozen=True)
@@ -47,24 +49,27 @@ class ClusterPlan:
 
 
 def cut(plan: Plan, size: tuple[int, int], blocks: int = CLUSTERS[0]) -> ClusterPlan:
-    """A plan of CUDA's blocks cut for images of height and width `size` over a cluster of so many blocks: of all ways
-    the one that `latency` predicts to take the least time.
+    """A plan of CUDA's blocks cut for images of height and width `size` over a cluster of so many blocks, as `latency`
+    predicts to take the least time.
 
     Raises UncutError for what the kernel doesn't compute, and where activations don't fit shared memory.
     """
     parts = read_parts(plan)
-    found: list[_Draft] = []
     reasons: list[str] = []
-    for in_rows in range(len(parts.blocks), 0, -1):
-        for slot in _SLOTS:
-            try:
-                found.append(_draft(parts, size, Cut(blocks, in_rows, slot)))
-            except UncutError as uncut:
-                reasons.append(str(uncut))
-    if not found:
+
+    @functools.cache
+    def seconds(how: Cut) -> float:
+        try:
+            draft = _draft(parts, size, how)
+        except UncutError as uncut:
+            reasons.append(str(uncut))
+            return math.inf
+        return predicted_seconds(draft.stages, draft.chunks.table, blocks)
+
+    best = fastest(len(parts.blocks), blocks, seconds)
+    if seconds(best) == math.inf:
         raise UncutError(f"images of {size[0]}x{size[1]} don't fit a cluster of {blocks}: {reasons[0]}")
-    best = min(found, key=lambda draft: predicted_seconds(draft.stages, draft.chunks.table, blocks))
-    return best.finished(plan.dtype)
+    return cut_as(plan, size, best)
 
 
 def cut_as(plan: Plan, size: tuple[int, int], how: Cut) -> ClusterPlan:
@@ -82,16 +87,15 @@ class _Draft(NamedTuple):
 
     def finished(self, dtype: torch.dtype) -> ClusterPlan:
         weights = self.chunks.weights(dtype)
-        self.chunks.check(weights)
         return ClusterPlan(self.cut, tuple(self.stages), tuple(self.chunks.table), weights, tuple(self.taken))
 
 
 def _draft(parts: Parts, size: tuple[int, int], how: Cut) -> _Draft:
-    memory, chunks = Memory(parts, size, how), Chunks(how.blocks)
+    memory, chunks = Memory(parts, size, how), Chunks()
     stages = [add_stem(parts.stem, size, memory, chunks)]
     taken = [memory.taken]
     for index, block in enumerate(parts.blocks):
-        add = add_rows if index < how.in_rows else add_channels
+        add = add_rows if how.sharing[index] == 1 else add_channels
         stages.append(add(block, index, memory, chunks))
         taken.append(memory.taken)
     stages += add_ends(parts, memory, chunks)

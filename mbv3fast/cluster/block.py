@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from mbv3fast.cluster.chunks import matrix_bytes, padded, pitch_of, pitched
+from mbv3fast.cluster.memory import Memory
 from mbv3fast.cluster.parts import Block
-from mbv3fast.cluster.table import Map, Stage
+from mbv3fast.cluster.table import BLOCK, Stage
 
 STRIP = 7  # pixels of a row that a thread's windows are of, as csrc/network_block.cuh has them
 
 
-def new_stage(kind: int, block: Block, source: Map, target: Map) -> Stage:
-    """With all that follows from the block and its maps."""
+def new_stage(block: Block, index: int, memory: Memory) -> Stage:
+    """With all that follows from block `index` and its maps."""
+    source, target = memory.maps[index], memory.maps[index + 1]
     padding = block.shape((source.height, source.width)).padding
     expands = "expand_weight" in block
     return Stage(
-        kind=kind,
+        kind=BLOCK,
+        group_bits=memory.cut.sharing[index].bit_length() - 1,
+        rows=memory.rows_of(index + 1),
         input=source,
         output=target,
         kernel=block.kernel,
@@ -41,11 +47,17 @@ def tile_width(stage: Stage) -> int:
     return max((strips * STRIP - 1) * stage.stride + stage.kernel, stage.left + stage.input.width)
 
 
-def set_buffers(stage: Stage, places: list[int]) -> None:
-    """Places of the tile and of the windowed pixels, for the stage's step and channels."""
-    stage.expanded, stage.windowed = places
-    stage.expanded_pitch, stage.expanded_width = pitch_of(stage.step), tile_width(stage)
-    stage.windowed_pitch = pitch_of(stage.channels)
+def with_way(stage: Stage, way: Mapping[str, int]) -> Stage:
+    """A copy that goes through its rows and channels in this way."""
+    copy = Stage.from_buffer_copy(stage)
+    for name, value in way.items():
+        setattr(copy, name, value)
+    return copy
+
+
+def steps_of(channels: int) -> list[int]:
+    """Channels of a step, in sixteens, for each number of steps."""
+    return sorted({-(-channels // (16 * steps)) * 16 for steps in range(1, channels // 16 + 2)}, reverse=True)
 
 
 def step_bytes(stage: Stage, step: int) -> int:
@@ -63,9 +75,3 @@ def step_weights(stage: Stage, block: Block, first: int) -> list[Tensor]:
         return windows
     matrix = pitched(block.matrix("expand_weight")[some], step, stage.input.channels)
     return [matrix, padded(block["expand_bias"][some], 0, step), *windows]
-
-
-def divided(channels: int, steps: int) -> tuple[int, int]:
-    """The channels of a step, in sixteens, and of all steps, so that these are at most so many."""
-    step = -(-channels // (16 * steps)) * 16
-    return step, -(-channels // step) * step

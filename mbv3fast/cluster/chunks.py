@@ -25,6 +25,11 @@ def aligned(size: int) -> int:
     return -(-size // 16) * 16
 
 
+def in_eights(count: int) -> int:
+    """Numbers that are read eight at a time, the last of them zeros."""
+    return -(-count // 8) * 8
+
+
 def matrix_bytes(rows: int, columns: int) -> int:
     """Of a matrix for tensor cores and a bias for each of its rows."""
     return rows * (2 * pitch_of(columns) + 4)
@@ -49,21 +54,23 @@ def pitched(matrix: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class Chunks:
-    """Chunks in the order in which a kernel of so many blocks reads them: a table, and what makes the weights."""
+    """Chunks in the order in which the kernel reads them: a table, and what makes the weights."""
 
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
+    def __init__(self) -> None:
         self.table: list[Chunk] = []
         self._makers: list[Callable[[], Sequence[Parts]]] = []
         self._size = 0
 
     def add(self, size: int, make: Callable[[], Parts]) -> None:
         """A chunk of `size` bytes that is the same for all blocks."""
-        self._append(size, 1, lambda: [make()])
+        self.add_slices(size, 1, lambda: [make()])
 
-    def add_slices(self, size: int, make: Callable[[], Sequence[Parts]]) -> None:
-        """A chunk of `size` bytes of which each block has its own."""
-        self._append(size, self.blocks, make)
+    def add_slices(self, size: int, copies: int, make: Callable[[], Sequence[Parts]]) -> None:
+        """A chunk of `size` bytes in so many copies, of which block r takes the r-th, modulo all."""
+        size = aligned(size)
+        self.table.append(Chunk(self._size, size, copies))
+        self._makers.append(make)
+        self._size += size * copies
 
     @property
     def largest(self) -> int:
@@ -71,18 +78,10 @@ class Chunks:
 
     def weights(self, dtype: torch.dtype) -> Tensor:
         """All chunks, bytes: matrices in `dtype`, vectors in float32."""
-        return torch.cat([_image(parts, dtype) for make in self._makers for parts in make()])
-
-    def check(self, weights: Tensor) -> None:
-        """That chunks are as long as the table says."""
+        weights = torch.cat([_image(parts, dtype) for make in self._makers for parts in make()])
         if len(weights) != self._size:
             raise AssertionError(f"chunks have {len(weights)} bytes, {self._size} were planned")
-
-    def _append(self, size: int, copies: int, make: Callable[[], Sequence[Parts]]) -> None:
-        size = aligned(size)
-        self.table.append(Chunk(self._size, size, size if copies > 1 else 0))
-        self._makers.append(make)
-        self._size += size * copies
+        return weights
 
 
 def _image(parts: Parts, dtype: torch.dtype) -> Tensor:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mbv3fast.cluster.block import divided
-from mbv3fast.cluster.chunks import Chunks, linear_bytes, matrix_bytes, padded, pitch_of, pitched
+from mbv3fast.cluster.block import steps_of
+from mbv3fast.cluster.chunks import Chunks, in_eights, linear_bytes, matrix_bytes, padded, pitch_of, pitched
 from mbv3fast.cluster.memory import Memory, floats
 from mbv3fast.cluster.parts import STEM_CHANNELS, Part, Parts, UncutError
 from mbv3fast.cluster.table import LINEAR, MEAN, STEM, Map, Stage
+from mbv3fast.cluster.tiling import best_tiling
 
 _WINDOW = 3  # rows and columns of the stem's
 
@@ -25,11 +26,11 @@ def add_stem(stem: Part, size: tuple[int, int], memory: Memory, chunks: Chunks) 
     width = 2 * out.width + 2  # even, so that rows begin at 16 bytes
     rows = 2 * (out.rows + out.above + out.below) + 1
     tile_bytes = 2 * rows * width * STEM_CHANNELS
-    (tile,) = memory.place([tile_bytes], out, memory.maps[1])  # others may be in the next stage already
+    (tile,) = memory.place([tile_bytes], out)
     return Stage(
         kind=STEM,
         rows=memory.rows_of(0),
-        input=Map(0, 0, *size, weight.shape[1], 0, 0, 0),
+        input=Map(height=size[0], width=size[1], channels=weight.shape[1]),
         output=out,
         kernel=_WINDOW,
         stride=stem.stride,
@@ -71,25 +72,28 @@ def add_ends(parts: Parts, memory: Memory, chunks: Chunks) -> list[Stage]:
     _add_mean_chunks(mean, last, memory.cut.blocks, chunks)
     stages = [mean]
     for layer, source, target in zip(layers, places, places[1:], strict=False):
-        stages.append(_linear(layer, memory, chunks))
+        stages.append(_linear(layer, memory, chunks, last=layer is layers[-1]))
         stages[-1].squeeze.means, stages[-1].squeeze.hidden = source, target
     return stages
 
 
 def _mean(last: Part, memory: Memory) -> Stage:
-    source, outputs = memory.maps[-1], len(last["weight"])
+    source, outputs = memory.maps[-1], in_eights(len(last["weight"]))
     own = -(-outputs // (16 * memory.cut.blocks)) * 16
     row = matrix_bytes(1, source.channels)
-    step, channels = next(way for steps in range(1, own) if (way := divided(own, steps))[0] * row <= memory.cut.slot)
+    step = next(step for step in steps_of(own) if step * row <= memory.cut.slot)
     stage = Stage(
         kind=MEAN,
+        group_bits=memory.cut.blocks.bit_length() - 1,
+        rows=source.height,
+        expand_tiles=best_tiling(source.height * source.width, step),
         input=source,
         output=source,
         kernel=1,
         stride=1,
         expands=True,
         expand_activation=last.activation(),
-        channels=channels,
+        channels=-(-own // step) * step,
         step=step,
         band=source.height,
         outputs=outputs,
@@ -102,33 +106,23 @@ def _mean(last: Part, memory: Memory) -> Stage:
 
 def _add_mean_chunks(stage: Stage, last: Part, blocks: int, chunks: Chunks) -> None:
     own, step, inputs = stage.channels, stage.step, stage.input.channels
-
-    def slices(first: int) -> list[list[Tensor]]:
-        weight = padded(last.matrix("weight"), blocks * own, inputs).view(blocks, own, inputs)[:, first : first + step]
-        bias = padded(last["bias"], 0, blocks * own).view(blocks, own)[:, first : first + step]
-        return [[pitched(w, step, inputs), b] for w, b in zip(weight, bias, strict=True)]
-
+    slices = functools.partial(_slices, last.matrix("weight"), last["bias"], blocks, own, step, pitch_of(inputs))
     for first in range(0, own, step):
-        chunks.add_slices(matrix_bytes(step, inputs), functools.partial(slices, first))
+        chunks.add_slices(matrix_bytes(step, inputs), blocks, functools.partial(slices, first))
 
 
-def _linear(layer: _Layer, memory: Memory, chunks: Chunks) -> Stage:
-    outputs, inputs = layer.weight.shape
-    blocks = memory.cut.blocks
+def _linear(layer: _Layer, memory: Memory, chunks: Chunks, last: bool) -> Stage:
+    outputs, inputs, blocks = len(layer.weight), in_eights(layer.weight.shape[1]), memory.cut.blocks
+    outputs = outputs if last else in_eights(outputs)
     own = -(-outputs // blocks)
     most = (memory.cut.slot - 32) // (2 * inputs + 4)  # less what rounding to 16 bytes takes
     if not most:
         raise UncutError(f"a linear layer of {inputs} inputs has rows that are larger than a slot")
     count = -(-own // most)
     step = -(-own // count)
-
-    def slices(first: int) -> list[list[Tensor]]:
-        weight = padded(layer.weight, blocks * own, inputs).view(blocks, own, inputs)[:, first : first + step]
-        bias = padded(layer.bias, 0, blocks * own).view(blocks, own)[:, first : first + step]
-        return [[padded(w, step, inputs), padded(b, 0, step)] for w, b in zip(weight, bias, strict=True)]
-
+    slices = functools.partial(_slices, layer.weight, layer.bias, blocks, own, step, inputs)
     for first in range(0, count * step, step):
-        chunks.add_slices(linear_bytes(step, inputs), functools.partial(slices, first))
+        chunks.add_slices(linear_bytes(step, inputs), blocks, functools.partial(slices, first))
     return Stage(
         kind=LINEAR,
         channels=own,
@@ -138,3 +132,13 @@ def _linear(layer: _Layer, memory: Memory, chunks: Chunks) -> Stage:
         chunks=count,
         activation=layer.activation,
     )
+
+
+def _slices(
+    weight: Tensor, bias: Tensor, blocks: int, own: int, step: int, width: int, first: int
+) -> list[list[Tensor]]:
+    """Of each block, which has `own` rows, those from `first` on, a step of them, `width` wide."""
+    some = slice(first, first + step)
+    weights = padded(weight, blocks * own, width).view(blocks, own, width)[:, some]
+    biases = padded(bias, 0, blocks * own).view(blocks, own)[:, some]
+    return [[padded(w, step, width), padded(b, 0, step)] for w, b in zip(weights, biases, strict=True)]

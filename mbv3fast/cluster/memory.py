@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mbv3fast.cluster.chunks import aligned, pitch_of
+from mbv3fast.cluster.chunks import aligned, in_eights, pitch_of
 from mbv3fast.cluster.parts import Parts, UncutError, sizes
 from mbv3fast.cluster.table import Map
 
@@ -15,11 +16,23 @@ SLOTS = 3  # of chunks on their way, as csrc/network_stream.cuh has them
 
 @dataclass(frozen=True)
 class Cut:
-    """`blocks` of a cluster; the network's blocks that are cut into rows, the others into channels; bytes of a slot."""
+    """How `blocks` of a cluster share the network's blocks, and bytes of a slot for weights.
+
+    sharing: of each of the network's blocks, the size of the groups into which the cluster is cut. A group has rows of
+    the image, and its members share the channels: 1 is rows alone, all blocks channels alone. They are powers of 2, and
+    never become smaller.
+    """
 
     blocks: int
-    in_rows: int
     slot: int
+    sharing: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sizes = (1, *self.sharing, self.blocks)
+        if any(size.bit_count() != 1 for size in sizes) or sizes != tuple(sorted(sizes)):
+            raise ValueError(
+                f"sharing: got {self.sharing} of {self.blocks} blocks, needs powers of 2, none below another"
+            )
 
 
 class Memory:
@@ -34,34 +47,46 @@ class Memory:
         self.shapes = sizes(parts, size)
         self._parts = parts
         self._begin = SLOTS * cut.slot
-        self._rows = self._rows_of_maps()
+        self._computed, self._held = self._rows_of_maps()
         self.taken = 0  # bytes of the stage that was placed last, the ring's included
         self.maps = [self._map(index) for index in range(len(self.shapes))]
 
-    def _rows_of_maps(self) -> list[int]:
-        """A block's rows of each map up to the one that all get: what strides make of an equal share of the last."""
-        count = self.cut.in_rows
-        own = -(-self.shapes[count].height // self.cut.blocks)
-        rows = [own]
-        for block in reversed(self._parts.blocks[:count]):
-            own *= block.stride
-            rows.append(own)
-        return rows[::-1]
+    def _rows_of_maps(self) -> tuple[list[int], list[int]]:
+        """Of each map a group's rows, computed by the groups of one stage and held by those of the next.
+
+        They are what strides make of an equal share of the first map that every block has the whole of, or a little
+        more, so that groups that become larger divide them.
+        """
+        sharing, strides = (1, *self.cut.sharing), [block.stride for block in self._parts.blocks]
+        heights = [shape.height for shape in self.shapes]
+        whole = sum(size < self.cut.blocks for size in self.cut.sharing)
+        for own in itertools.count(-(-heights[whole] * sharing[whole] // self.cut.blocks)):
+            computed, held = [*heights], [*heights]
+            computed[whole] = own
+            for index in reversed(range(whole)):
+                held[index] = computed[index + 1] * strides[index]
+                computed[index], rest = divmod(held[index] * sharing[index], sharing[index + 1])
+                if rest:
+                    break
+            else:
+                return computed, held
+        raise AssertionError
 
     def rows_of(self, index: int) -> int:
-        """Of map `index`, those that a block computes."""
-        return self._rows[index]
+        """Of map `index`, those that a group computes."""
+        return self._computed[index]
 
     def _map(self, index: int) -> Map:
         shape, before = self.shapes[index], index - 1
         channels = len(self._parts.stem["weight"]) if index == 0 else self._parts.blocks[before].outputs
         rows = above = below = 0
-        if index < self.cut.in_rows:  # cut into rows, with those that the next block's windows reach
+        sharing = ([*self.cut.sharing, self.cut.blocks])[index]
+        if sharing < self.cut.blocks:  # cut into rows, with those that the next block's windows reach
             block = self._parts.blocks[index]
             top = block.shape((shape.height, shape.width)).padding[2]
-            rows, above, below = self._rows[index], top, max(block.kernel - block.stride - top, 0)
+            rows, above, below = self._held[index], top, max(block.kernel - block.stride - top, 0)
         pitch = channels if channels <= 16 else pitch_of(channels)  # two rows of 16 share banks, one more pays less
-        place = Map(0, pitch, shape.height, shape.width, channels, rows, above, below)
+        place = Map(0, pitch, shape.height, shape.width, channels, rows, above, below, sharing.bit_length() - 1)
         place.at = self._begin if index % 2 == 0 else SHARED_BYTES - length(place)
         return place
 
@@ -89,5 +114,5 @@ def length(place: Map) -> int:
 
 
 def floats(count: int) -> int:
-    """Bytes of a vector, read eight at a time."""
-    return 4 * -(-count // 8) * 8
+    """Bytes of a vector."""
+    return 4 * in_eights(count)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mbv3fast.cluster.chunks import in_eights
 from mbv3fast.fold import UnsupportedError
 from mbv3fast.ops.spec import ConvShape, conv_shape
 from mbv3fast.plan import INPUT, Plan, Step
@@ -73,8 +74,8 @@ class Block(Part):
 
     @property
     def squeezed(self) -> int:
-        """Hidden units of squeeze-excite, 0 where there is none."""
-        return len(self.tensors["fc1_bias"]) if "fc1_bias" in self.tensors else 0
+        """Hidden units of squeeze-excite, in eights; 0 where there is none."""
+        return in_eights(len(self.tensors["fc1_bias"])) if "fc1_bias" in self.tensors else 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,13 @@ def read_parts(plan: Plan) -> Parts:
     for step in plan.steps:
         _check_activations(step)
     return parts
+
+
+def stage_names(plan: Plan) -> list[str]:
+    """Of the kernel's stages, in order: those of the steps, of which one is two stages."""
+    names = [step.name for step in plan.steps]
+    names.insert([step.op for step in plan.steps].index("pointwise_mean_linear"), "last convolution")
+    return names
 
 
 def _part(step: Step) -> Part:

@@ -59,7 +59,7 @@ def network(
         "chunk_count": chunk_count,
         "stage_bytes": stages.numel() // stage_count,
     }
-    how = {"cluster": cluster, "clusters": clusters, "ring": 0, "slot": slot, "shared_bytes": shared_bytes}
+    how = {"cluster": cluster, "clusters": clusters, "slot": slot, "shared_bytes": shared_bytes}
     writes = {"out": out} if stamps is None else {"out": out, "stamps": stamps}
     if watched():
         constants = {**how, "PDL": pdl, "num_warps": THREADS // 32}

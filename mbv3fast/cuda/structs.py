@@ -62,7 +62,7 @@ class NetworkArgs(Structure):
             (name, c_int32)
             for name in (
                 *("channels", "height", "width", "outputs", "takes_bytes", "stage_count", "chunk_count", "stage_bytes"),
-                *("cluster", "clusters", "ring", "slot", "shared_bytes", "dtype", "overlapped"),
+                *("cluster", "clusters", "slot", "shared_bytes", "dtype", "overlapped"),
             )
         ),
     )

@@ -64,10 +64,10 @@ def squeeze_excite(lib: ctypes.CDLL) -> None:
 
 
 def whole_network(lib: ctypes.CDLL) -> None:
-    """Both kinds of stages, with squeeze-excite of all kinds, in bands and in steps."""
+    """Rows, groups and channels, with squeeze-excite of all kinds, in bands and in steps."""
     model, x = made_of(PLAIN, EXCITED, WIDE, NARROW, LAST), photographs(2, 64)[:, :, :37, :50].half()
-    for in_rows, seed in ((3, 0), (2, 1)):
-        agrees(model, launched(lib, cut_as(plan_of(model), (37, 50), Cut(4, in_rows, 8 * 1024)), x, seed=seed), x)
+    for sharing, seed in (((1, 1, 1, 4, 4), 0), ((1, 1, 2, 2, 4), 1)):
+        agrees(model, launched(lib, cut_as(plan_of(model), (37, 50), Cut(4, 8 * 1024, sharing)), x, seed=seed), x)
 
 
 CHECKS: dict[str, Callable[[ctypes.CDLL], None]] = {

@@ -22,7 +22,7 @@ from mbv3fast.cluster import ClusterPlan, Cut, UncutError, as_bytes, cut, cut_as
 from mbv3fast.cluster.latency import Work, predicted_seconds, work_of
 from mbv3fast.cluster.memory import SHARED_BYTES
 from mbv3fast.cluster.run import ClusterNetwork
-from mbv3fast.cluster.table import CHANNELS, ROWS
+from mbv3fast.cluster.table import BLOCK
 from mbv3fast.config import BlockConfig, network
 from mbv3fast.cuda import network as launcher
 from mbv3fast.fast import build
@@ -95,35 +95,43 @@ EXCITED = BlockConfig(16, kernel=5, expanded=48, out_channels=24, squeeze=10, ac
 WIDE = BlockConfig(24, kernel=5, expanded=136, out_channels=24, squeeze=72, activation="hardswish", stride=1)
 NARROW = BlockConfig(24, kernel=3, expanded=72, out_channels=40, squeeze=0, activation="relu", stride=2)
 LAST = BlockConfig(40, kernel=3, expanded=120, out_channels=40, squeeze=32, activation="hardswish", stride=1)
-STAGES = {  # blocks, and how many of them are cut into rows
-    "rows without expansion or squeeze-excite": ((PLAIN,), 1),
-    "rows whose blocks each compute squeeze-excite alone": ((PLAIN, EXCITED), 2),
-    "rows whose blocks share squeeze-excite": ((PLAIN, EXCITED, WIDE), 3),
-    "rows at stride 2": ((PLAIN, EXCITED, NARROW), 3),
-    "channels without squeeze-excite": ((PLAIN, EXCITED, NARROW), 2),
-    "channels with it": ((PLAIN, EXCITED, WIDE), 2),
-    "channels behind channels": ((PLAIN, EXCITED, NARROW, LAST), 2),
+STAGES = {  # blocks, and how many of them are cut into rows, and how many into rows by groups
+    "rows without expansion or squeeze-excite": ((PLAIN,), 1, 0),
+    "rows whose blocks each compute squeeze-excite alone": ((PLAIN, EXCITED), 2, 0),
+    "rows whose blocks share squeeze-excite": ((PLAIN, EXCITED, WIDE), 3, 0),
+    "rows at stride 2": ((PLAIN, EXCITED, NARROW), 3, 0),
+    "channels without squeeze-excite": ((PLAIN, EXCITED, NARROW), 2, 0),
+    "channels with it": ((PLAIN, EXCITED, WIDE), 2, 0),
+    "channels behind channels": ((PLAIN, EXCITED, NARROW, LAST), 2, 0),
+    "groups": ((PLAIN, EXCITED, WIDE), 2, 1),
+    "groups at stride 2": ((PLAIN, EXCITED), 1, 1),
+    "groups behind groups": ((PLAIN, EXCITED, WIDE, NARROW), 1, 3),
+    "channels behind groups": ((PLAIN, EXCITED, WIDE, NARROW, LAST), 2, 2),
 }
+CUTS = [(name, blocks, 1) for name, (_, _, groups) in STAGES.items() for blocks in (1, 4) if groups == 0]
+CUTS += [(name, *cut) for name, (_, _, groups) in STAGES.items() for cut in ((4, 2), (8, 4), (8, 2)) if groups > 0]
 
 
-@pytest.mark.parametrize("blocks", [1, 4])
-@pytest.mark.parametrize("name", STAGES)
-def test_every_kind_of_stage(emulation: CDLL, name: str, blocks: int) -> None:
-    """At odd sizes, in the same bits by any order of threads."""
-    configs, in_rows = STAGES[name]
+@pytest.mark.parametrize(("name", "blocks", "sharing"), CUTS)
+def test_every_kind_of_stage(emulation: CDLL, name: str, blocks: int, sharing: int) -> None:
+    """At odd sizes, in the same bits by any order of threads, and with as much work as is counted."""
+    configs, in_rows, in_groups = STAGES[name]
     model, x = made_of(*configs), photographs(2, 64)[:, :, :37, :50].half()
-    tables = cut_as(plan_of(model), (37, 50), Cut(blocks, in_rows, 16 * 1024))
-    kinds = [stage.kind for stage in tables.stages[1:-3]]
-    assert kinds == [ROWS] * in_rows + [CHANNELS] * (len(configs) - in_rows)
+    how = (1,) * in_rows + (sharing,) * in_groups + (blocks,) * (len(configs) - in_rows - in_groups)
+    tables = cut_as(plan_of(model), (37, 50), Cut(blocks, 16 * 1024, how))
+    kinds = [(stage.kind, stage.sharing) for stage in tables.stages[1:-3]]
+    assert kinds == [(BLOCK, size) for size in how]
     out = launched(emulation, tables, x)
     agrees(model, out, x)
     assert torch.equal(out, launched(emulation, tables, x, seed=1)), "the order of threads shows"
+    assert torch.equal(out[:1], launched(emulation, tables, x[:1]))
+    assert_counted(emulation, tables)
 
 
 @pytest.mark.parametrize("slot", [6, 8, 32])
 def test_chunks_of_any_size(emulation: CDLL, slot: int) -> None:
     model, x = made_of(PLAIN, EXCITED, WIDE, NARROW, LAST, hidden=200), photographs(1, 64).half()
-    agrees(model, launched(emulation, cut_as(plan_of(model), (64, 64), Cut(2, 3, slot * 1024)), x), x)
+    agrees(model, launched(emulation, cut_as(plan_of(model), (64, 64), Cut(2, slot * 1024, (1, 1, 1, 2, 2))), x), x)
 
 
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])
@@ -174,21 +182,27 @@ def test_networks(emulation: CDLL, name: str, size: int, blocks: int, in_rows: i
     """And what is counted of them, which the emulation counts too."""
     model, x, square = NETWORKS[name](), photographs(1, size).half(), (size, size)
     plan = plan_of(model)
-    tables = cut(plan, square, blocks) if in_rows is None else cut_as(plan, square, Cut(blocks, in_rows, 28 * 1024))
+    tables = (
+        cut(plan, square, blocks)
+        if in_rows is None
+        else cut_as(plan, square, Cut(blocks, 28 * 1024, (1,) * in_rows + (blocks,) * (11 - in_rows)))
+    )
     out = launched(emulation, tables, x, seed=blocks)
-    done = counted(emulation)
+    assert_counted(emulation, tables)
     agrees(model, out, x)
+
+
+def assert_counted(library: CDLL, tables: ClusterPlan) -> None:
+    """That the last launch, of one image, did what is counted: products, bytes of weights, bytes for other blocks, and
+    waits of threads at the cluster's barriers and at those of blocks.
+    """
+    done, blocks = (ctypes.c_int64 * 5)(), tables.cut.blocks
+    library.mbv3fast_emulation_done(ctypes.byref(done))
     work = [one for stage in work_of(tables.stages, tables.chunks, blocks) for one in stage.blocks]
     total = Work(*map(sum, zip(*work, strict=True)))
-    assert done[:3] == [total.products, total.weights, total.remote]
+    assert list(done[:3]) == [total.products, total.weights, total.remote]
     assert done[3] == launcher.THREADS * (total.cluster_barriers + blocks), "one before all"
-
-
-def counted(library: CDLL) -> list[int]:
-    """Products, bytes of weights, bytes for other blocks and waits of threads at barriers, of the last launch."""
-    figures = (ctypes.c_int64 * 4)()
-    library.mbv3fast_emulation_done(ctypes.byref(figures))
-    return list(figures)
+    assert done[4] == launcher.THREADS * total.barriers
 
 
 @pytest.mark.parametrize("name", NETWORKS)
