@@ -66,9 +66,12 @@ class Engine:
             return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
         return self._forward(x)
 
-    def lack(self, shape: tuple[int, ...], device: torch.device) -> str:
-        """Why inputs of `shape` [N, C, H, W] can't be run; empty where they can."""
-        return "" if self._network is None else self._network.lack((shape[2], shape[3]), device)
+    def lack(self, x: Tensor) -> str:
+        """Why `x`, an input of `__call__`, can't be run; empty where it can."""
+        if self._network is None:
+            return ""
+        height, width = channels_first(x, len(self.preprocess.mean)).shape[2:]
+        return self._network.lack((height, width), x.device)
 
     def images_at_once(self, shape: tuple[int, ...]) -> int:
         """How many images of an input of `shape` are run together."""

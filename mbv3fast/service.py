@@ -34,10 +34,6 @@ class Service:
         self.ran.add(_key(x))
         return outputs
 
-    def lack(self, x: Tensor) -> str:
-        """Why the engine, which was asked for, can't run `x`; empty where it can."""
-        return self.engine.lack(channels_first(x, len(self.engine.preprocess.mean)).shape, x.device)
-
     def needs_nothing(self, x: Tensor) -> bool:
         """Whether inputs like `x` have run, or are known to be left to PyTorch."""
         return bool(self._judged(x)) or _key(x) in self.ran

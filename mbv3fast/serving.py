@@ -228,7 +228,7 @@ class Served(Backbone):
             if request.name in ("triton", "cuda", "network"):
                 raise BackendError(f"{request.origin}: {request.name!r} can't serve this model: {found}")
             return found
-        if lack := found.lack(x):
+        if lack := found.engine.lack(x):
             raise BackendError(f"plan: {settings.backend!r} can't serve {tuple(x.shape)}: {lack}")
         return found.refusal(x, functools.partial(self.reference_forward, x)) or found
 
