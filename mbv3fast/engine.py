@@ -42,14 +42,8 @@ class Engine:
         self._micro_batch = micro_batch
         self._image_bytes: dict[tuple[int, ...], int] = {}
         self._factors: dict[torch.device, dict[str, Tensor]] = {}
-        dead: list[list[str]] = [[] for _ in plan.steps]
-        for name, index in plan.last_use().items():
-            dead[index].append(name)
         self._network = ClusterNetwork(plan) if plan.backend == "network" else None
-        self._calls = [
-            _Call(step_function(plan, step), step.inputs, {**step.tensors, **step.options}, step.outputs, gone)
-            for step, gone in zip(plan.steps, dead, strict=True)
-        ]
+        self._calls = _calls(plan) if self._network is None else []
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """The plan's outputs for x [N, C, H, W], of x's dtype; activations are freed after their last use.
@@ -115,6 +109,16 @@ class Engine:
         if device not in self._factors:
             self._factors[device] = dict(zip(("factor", "shift"), self.preprocess.factors(device), strict=True))
         return self._factors[device]
+
+
+def _calls(plan: Plan) -> list[_Call]:
+    dead: list[list[str]] = [[] for _ in plan.steps]
+    for name, index in plan.last_use().items():
+        dead[index].append(name)
+    return [
+        _Call(step_function(plan, step), step.inputs, {**step.tensors, **step.options}, step.outputs, gone)
+        for step, gone in zip(plan.steps, dead, strict=True)
+    ]
 
 
 def target_for(plan: Plan, device: torch.device) -> Target:
