@@ -16,6 +16,7 @@ from mbv3fast.agreement import FACTOR, Difference
 from mbv3fast.calls import CUSTOMISED
 from mbv3fast.checks import MIN_SIZE
 from mbv3fast.serving import Served
+from mbv3fast.torch_state import autocast_enabled
 
 _MOST_PIXELS = 2**30  # of an image
 
@@ -74,7 +75,7 @@ class Job:
             raise ValueError("model: is on meta, it has no weights")
         if not self.model.is_plain():
             raise ValueError(f"model: {CUSTOMISED}, which no file would do")
-        if torch.is_autocast_enabled(self.like.device.type):
+        if autocast_enabled(self.like.device):
             raise ValueError("model: is exported under autocast, whose dtypes the file would keep; leave that first")
         if len(self.size) != 2 or min(self.size) < MIN_SIZE or self.size[0] * self.size[1] > _MOST_PIXELS:
             needs = f"needs a height and a width of at least {MIN_SIZE}, and at most 2^30 pixels"
