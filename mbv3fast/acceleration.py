@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mbv3fast.agreement import difference
 from mbv3fast.fast import FusedMobileNetV3, build
-from mbv3fast.foreign import UnknownModuleError, fill, last_map, network_config, read_network, read_preprocess
+from mbv3fast.foreign import UnknownModuleError, fill, last_map, network_config, read_network, timm_preprocess
 from mbv3fast.preprocess import Preprocess
 from mbv3fast.weights.asbuilt import rebuilt
 
@@ -74,7 +74,7 @@ def accelerate(
 def _checked(preprocess: Preprocess | None, model: nn.Module, channels: int) -> Preprocess | None:
     """The argument, or what the model says of itself."""
     if preprocess is None:
-        return read_preprocess(model, channels)
+        return timm_preprocess(model, channels)
     if not isinstance(preprocess, Preprocess):
         raise TypeError(f"preprocess: got a {type(preprocess).__name__}, needs an mbv3fast.Preprocess")
     if len(preprocess.mean) != channels:

@@ -5,6 +5,7 @@ Every module that takes part is looked at: one that isn't known, was replaced, o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from mbv3fast.foreign.network import ForeignNetwork, UnknownModuleError
 from mbv3fast.foreign.of_timm import timm_network, timm_preprocess
 from mbv3fast.foreign.of_torchvision import torchvision_network
 from mbv3fast.foreign.untouched import check_untouched
-from mbv3fast.preprocess import Preprocess
 
 __all__ = [
     "ForeignNetwork",
@@ -25,42 +25,34 @@ __all__ = [
     "last_map",
     "network_config",
     "read_network",
-    "read_preprocess",
+    "timm_preprocess",
 ]
 
-_READERS = {
-    "torchvision.models.mobilenetv3.MobileNetV3": torchvision_network,
-    "timm.models.mobilenetv3.MobileNetV3": timm_network,
-}
-_FEATURES = {  # the names of what makes the last map
-    "torchvision.models.mobilenetv3.MobileNetV3": "features",
-    "timm.models.mobilenetv3.MobileNetV3": "forward_features",
+_KINDS: dict[str, tuple[Callable[[Any], ForeignNetwork], str]] = {  # the reader, the name of what makes the last map
+    "torchvision.models.mobilenetv3.MobileNetV3": (torchvision_network, "features"),
+    "timm.models.mobilenetv3.MobileNetV3": (timm_network, "forward_features"),
 }
 
 
 def read_network(model: nn.Module) -> ForeignNetwork:
     """A model as it stands. Raises UnknownModuleError."""
-    reader = _READERS.get(class_name(model))
-    if reader is None:
-        raise UnknownModuleError(f"model is a {class_name(model)}, needs {' or '.join(_READERS)}{_hint(model)}")
+    if class_name(model) not in _KINDS:
+        raise UnknownModuleError(f"model is a {class_name(model)}, needs {' or '.join(_KINDS)}{_hint(model)}")
     for name, module in model.named_modules():
         check_untouched(module, name)
     if not isinstance(getattr(model, "classifier", None), nn.Module):
         raise UnknownModuleError("model has no module for a classifier")
+    read, _ = _KINDS[class_name(model)]
     try:
-        return reader(model)
+        return read(model)
     except AttributeError as error:
         raise UnknownModuleError(f"model lacks a part: {error}") from error
 
 
-def read_preprocess(model: nn.Module, channels: int) -> Preprocess | None:
-    """How a model that was read says its images were prepared; None where it doesn't."""
-    return timm_preprocess(model, channels) if hasattr(model, "pretrained_cfg") else None
-
-
 def last_map(model: Any, x: Tensor) -> Tensor:
     """What the features of a model that was read make of images `x`."""
-    return getattr(model, _FEATURES[class_name(model)])(x)
+    _, features = _KINDS[class_name(model)]
+    return getattr(model, features)(x)
 
 
 def _hint(model: nn.Module) -> str:

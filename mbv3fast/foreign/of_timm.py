@@ -65,7 +65,7 @@ def timm_network(model: Any) -> ForeignNetwork:
 
 
 def timm_preprocess(model: Any, channels: int) -> Preprocess | None:
-    """What `pretrained_cfg` says, if it is of images of so many channels."""
+    """What a model's `pretrained_cfg`, if it has one, says of images of so many channels."""
     said = getattr(model, "pretrained_cfg", None)
     if not said:
         return None
@@ -75,8 +75,7 @@ def timm_preprocess(model: Any, channels: int) -> Preprocess | None:
             raise ValueError(f"crop_mode {said.get('crop_mode')}, input_size {said['input_size']}")
         return Preprocess.of_timm(said) if len(said["mean"]) == channels else None
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        needed = "pass preprocess="
-        raise UnknownModuleError(f"pretrained_cfg: {type(error).__name__}: {error}; {needed}") from error
+        raise UnknownModuleError(f"pretrained_cfg: {type(error).__name__}: {error}; pass preprocess=") from error
 
 
 def _last(layer: Any, name: str) -> ForeignConv:
