@@ -91,13 +91,16 @@ def _copied(model: _Model) -> _Model:
 
 
 def _compare(model: nn.Module, ours: FusedMobileNetV3) -> None:
-    """The modules in float64, in which a mistake can't hide behind rounding; what serves, in the model's dtype."""
+    """The modules in float64, in which a mistake can't hide behind rounding; what serves, in the model's dtype.
+
+    Leaves `model`, a copy, in float64.
+    """
     like = next(ours.parameters())
     generator = torch.Generator(like.device).manual_seed(0)
     shape = (2, ours.config.in_chans, *_SIZE)
     x = torch.randn(shape, generator=generator, device=like.device).to(like.dtype)
     plain = _outputs(model, x)[1]
-    maps, truth = _outputs(copy.deepcopy(model).double(), x.double())
+    maps, truth = _outputs(model.double(), x.double())
     own = copy.deepcopy(ours).double()
     _check_same("the features", own.features(x.double()), maps)
     _check_same("the outputs", own.forward_head(maps), truth)
