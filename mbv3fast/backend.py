@@ -18,6 +18,7 @@ from mbv3fast.cuda.library import emulated, lacks_library, lacks_loading
 logger = logging.getLogger("mbv3fast")
 BACKENDS = ("auto", "cuda", "triton", "torch")
 PLANS = ("layers", "blocks", "network")
+OF_CUDA = ("cuda", "network")  # the backends whose kernels are CUDA's
 _BACKEND_OF_PLAN = {"layers": "triton", "blocks": "cuda", "network": "cuda"}
 _CLUSTERS = (9, 0)  # the first compute capability that has them
 _CUDA_OPS = (
@@ -76,16 +77,15 @@ def requested(backend: str, plan: str | None = None) -> Request:
         request = Request(plan, "plan")
     elif plan is not None and not by_argument:
         request = Request(_BACKEND_OF_PLAN[plan], "plan")
-    if request.name in ("cuda", "network") and lacks_loading():
-        raise BackendError(f"{request.origin}: {request.name!r} can't serve anything: {lacks_loading()}")
-    if request.name == "triton" and lacks_triton():
-        raise BackendError(f"{request.origin}: 'triton' can't serve anything: {lacks_triton()}")
+    lack = lacks_loading() if request.name in OF_CUDA else lacks_triton() if request.name == "triton" else ""
+    if lack:
+        raise BackendError(f"{request.origin}: {request.name!r} can't serve anything: {lack}")
     return request
 
 
 def decide(request: Request, device: torch.device, dtype: torch.dtype) -> Decision:
     """Who runs a network on tensors of this device and dtype. Raises BackendError where who was asked for can't."""
-    if request.name in ("cuda", "network"):
+    if request.name in OF_CUDA:
         lack = lacks_cuda(device, dtype) if request.name == "cuda" else lacks_network(device, dtype)
         if lack:
             raise BackendError(f"{request.origin}: {request.name!r} can't serve {dtype} on {device}: {lack}")
@@ -128,7 +128,7 @@ def _check_plan(plan: str, backend: str) -> None:
 
 def plan_backend(request: Request, device: torch.device, dtype: torch.dtype) -> str:
     """Whose plan a model has, "triton", "cuda", "network" or "torch"; what was asked for needn't be served here."""
-    return request.name if request.name in ("triton", "cuda", "network") else decide(request, device, dtype).backend
+    return decide(request, device, dtype).backend if request.name == "auto" else request.name
 
 
 def lacks_cuda(device: torch.device, dtype: torch.dtype) -> str:

@@ -23,8 +23,7 @@ class Lowering(NamedTuple):
 
     PyTorch's plan has one step a convolution, weights channels_last. The plan of our kernels joins depthwise and
     projection, and squeeze-excite between them; CUDA's are of whole blocks, of those that they cover, and a "network"
-    is one launch of them all. The last
-    convolution's mean is taken where it is computed, and biases are float32.
+    is one launch of them all. The last convolution's mean is taken where it is computed, and biases are float32.
     """
 
     backend: str

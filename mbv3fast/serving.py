@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbv3fast.backend import BackendError, Decision, decide, lacks_dtype, on_hardware, plan_backend, requested
+from mbv3fast.backend import OF_CUDA, BackendError, Decision, decide, lacks_dtype, on_hardware, plan_backend, requested
 from mbv3fast.calls import CUSTOMISED, TRACED, TRAINING, refusal
 from mbv3fast.engine import Engine
 from mbv3fast.fold import UnsupportedError, common_dtype
@@ -70,7 +70,7 @@ class Served(Backbone):
         like = next(self.parameters())
         if backend is None:
             backend = plan_backend(requested(self.backend, self.plan_name), like.device, like.dtype)
-        if backend in ("cuda", "network") and lacks_dtype(like.dtype):
+        if backend in OF_CUDA and lacks_dtype(like.dtype):
             raise BackendError(f"backend: {backend!r} has no plan for {like.dtype}: {lacks_dtype(like.dtype)}")
         return self._lower(Lowering(backend, self._dtype(backend)))[0]
 
@@ -225,7 +225,7 @@ class Served(Backbone):
         found = self._current(settings)
         if isinstance(found, str):
             request = requested(self.backend, self.plan_name)
-            if request.name in ("triton", "cuda", "network"):
+            if request.name in ("triton", *OF_CUDA):
                 raise BackendError(f"{request.origin}: {request.name!r} can't serve this model: {found}")
             return found
         if lack := found.engine.lack(x):
