@@ -108,10 +108,20 @@ def test_a_package_holds_no_cuda_kernels(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("opset", [17, 99])
-def test_an_opset_that_pytorch_does_not_write(opset: int, tmp_path: Path) -> None:
+def test_an_opset_that_is_none(opset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is exported."""
     pytest.importorskip("onnx")
-    with pytest.raises(ExportError, match=rf"^\.onnx: opset {opset} was asked for, PyTorch wrote \d+$"):
+    monkeypatch.setattr(torch.onnx, "export", None)
+    with pytest.raises(ValueError, match=rf"^opset: got {opset}, needs 18 to \d\d, the newest of the installed onnx$"):
         export(short_small(), tmp_path / "small.onnx", size=(64, 64), opset=opset, verify=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_opset_that_pytorch_does_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 99)
+    with pytest.raises(ExportError, match=r"^\.onnx: opset 99 was asked for, PyTorch wrote \d+$"):
+        export(short_small(), tmp_path / "small.onnx", size=(64, 64), opset=99, verify=False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -46,7 +46,7 @@ def export(
     interpreter, whose package needs `import mbv3fast.ops`); "torch", PyTorch's operators on folded weights, compiled by
     Inductor for the model's device; "auto", our kernels on a GPU that they serve, else PyTorch's.
     An .onnx has PyTorch's operators alone.
-    opset: of an .onnx, 22 by default.
+    opset: of an .onnx, 22 by default; from 18 to the newest that the installed onnx knows.
     verify: compares what the file puts out, of a few random batches, with the modules in float64.
 
     Raises TypeError for a model of another make and ValueError for other arguments, ExportError where the file can't be

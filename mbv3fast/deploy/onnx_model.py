@@ -19,6 +19,7 @@ from mbv3fast.description import METADATA_KEY
 from mbv3fast.serving import Served
 
 OPSET = 22
+_OLDEST = 18  # PyTorch's operators are written in it, and converted to later ones
 
 
 def write_onnx(job: Job, path: Path) -> Written:
@@ -31,6 +32,11 @@ def write_onnx(job: Job, path: Path) -> Written:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f".onnx: needs {' and '.join(missing)}: pip install 'mbv3fast[onnx]'")
+    import onnx  # which not everybody has
+
+    newest = onnx.defs.onnx_opset_version()
+    if not _OLDEST <= job.opset <= newest:
+        raise ValueError(f"opset: got {job.opset}, needs {_OLDEST} to {newest}, the newest of the installed onnx")
     height, width = (1, 2) if job.uint8 else (2, 3)
     with torch.no_grad():
         names = _names(len(leaves(_Reference(job.model)(job.images(1)))))
