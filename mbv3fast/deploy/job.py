@@ -53,7 +53,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments of `export`, checked."""
+    """The arguments of `export`; `of` checks them."""
 
     model: Served
     size: tuple[int, ...]
@@ -63,37 +63,23 @@ class Job:
     opset: int
     verify: bool = True
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.model, Served):
-            raise TypeError(
-                f"model: got a {type(self.model).__name__}, needs one of mbv3fast's; see mbv3fast.accelerate"
-            )
-        training = next((name or "itself" for name, part in self.model.named_modules() if part.training), None)
-        if training is not None:
-            raise ValueError(f"model: {training} is in training mode; call eval() first")
-        if self.like.is_meta:
-            raise ValueError("model: is on meta, it has no weights")
-        if not self.model.is_plain():
-            raise ValueError(f"model: {CUSTOMISED}, which no file would do")
-        if autocast_enabled(self.like.device):
-            raise ValueError("model: is exported under autocast, whose dtypes the file would keep; leave that first")
-        if len(self.size) != 2 or min(self.size) < MIN_SIZE or self.size[0] * self.size[1] > _MOST_PIXELS:
-            needs = f"needs a height and a width of at least {MIN_SIZE}, and at most 2^30 pixels"
-            raise ValueError(f"size: got {self.size!r}, {needs}")
-        if self.batch < 1:
-            raise ValueError(f"batch: got {self.batch!r}, needs at least 1 image")
-
     @classmethod
     def of(cls, model: Any, size: Any, batch: Any, uint8: bool, backend: str, opset: Any, verify: bool) -> Job:
         """Of arguments as users give them. Raises TypeError and ValueError."""
+        _check_model(model)
         try:
             whole = tuple(map(operator.index, size))
         except TypeError as error:
             raise ValueError(f"size: got {size!r}, needs a height and a width") from error
+        if len(whole) != 2 or min(whole) < MIN_SIZE or whole[0] * whole[1] > _MOST_PIXELS:
+            needs = f"needs a height and a width of at least {MIN_SIZE}, and at most 2^30 pixels"
+            raise ValueError(f"size: got {whole!r}, {needs}")
         try:
             images = 0 if isinstance(batch, bool) else operator.index(batch)
         except TypeError as error:
             raise ValueError(f"batch: got {batch!r}, needs a whole number of images") from error
+        if images < 1:
+            raise ValueError(f"batch: got {images!r}, needs at least 1 image")
         try:
             version = operator.index(opset)
         except TypeError as error:
@@ -123,6 +109,21 @@ class Job:
         axes = (height, width, channels) if self.uint8 else (channels, height, width)
         most = "" if written.most is None else f" to {written.most:,}"
         return f"{dtype} [N, {', '.join(map(str, axes))}], N from 1{most}"
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Served):
+        raise TypeError(f"model: got a {type(model).__name__}, needs one of mbv3fast's; see mbv3fast.accelerate")
+    training = next((name or "itself" for name, part in model.named_modules() if part.training), None)
+    if training is not None:
+        raise ValueError(f"model: {training} is in training mode; call eval() first")
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        raise ValueError("model: is on meta, it has no weights")
+    if not model.is_plain():
+        raise ValueError(f"model: {CUSTOMISED}, which no file would do")
+    if autocast_enabled(device):
+        raise ValueError("model: is exported under autocast, whose dtypes the file would keep; leave that first")
 
 
 def leaves(outputs: Any) -> list[Tensor]:
