@@ -6,6 +6,8 @@
 namespace mbv3fast {
 namespace {
 
+constexpr int kClusters = 90;  // the first compute capability that has them, 9.0
+
 // When this block comes to a stage.
 template <class T>
 __device__ __forceinline__ void stamp(const Network<T>& p, int stage) {
@@ -60,6 +62,11 @@ void check(const Args& a) {
 
 template <class T>
 int run(const Args& a, void* stream) {
+  const Device device = current_device();
+  if (device.capability < kClusters) {
+    const std::string got = std::to_string(device.capability / 10) + "." + std::to_string(device.capability % 10);
+    throw Refused{"compute capability: got " + got + ", needs 9.0 or more: clusters of blocks"};
+  }
   if (a.images == 0) return 0;
   Network<T> p = {};
   const std::int64_t along[4] = {a.along_images, a.along_channels, a.along_rows, a.along_columns};
@@ -85,7 +92,7 @@ int run(const Args& a, void* stream) {
   how.overlapped = a.overlapped != 0;
   how.stream = stream;
   need_blocks(how.blocks);
-  need_shared("shared_bytes", a.shared_bytes, how.shared_bytes, current_device());
+  need_shared("shared_bytes", a.shared_bytes, how.shared_bytes, device);
   return launch<network_kernel<T>>("network", how, p);
 }
 
@@ -93,7 +100,7 @@ int run(const Args& a, void* stream) {
 template <class T>
 int count_clusters(int cluster, std::int64_t shared_bytes) {
   const Device device = current_device();
-  if (device.capability < 90 || shared_bytes > device.shared_limit) return 0;
+  if (device.capability < kClusters || shared_bytes > device.shared_limit) return 0;
   Launch how;
   how.blocks = how.cluster = cluster, how.threads = kNetworkThreads, how.shared_bytes = shared_bytes;
   return most_clusters<network_kernel<T>>(how);

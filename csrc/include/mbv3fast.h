@@ -168,7 +168,8 @@ MBV3FAST_API int mbv3fast_squeeze_excite(const mbv3fast_squeeze_excite_args* arg
 MBV3FAST_API int mbv3fast_squeeze_excite_tiles(const mbv3fast_squeeze_excite_args* args, int32_t* tiles);
 
 /* The whole network in one launch: images to logits, by clusters of blocks that hold an image's activations in their shared
- * memory (sm_90). The tables of stages and of chunks of weights say what is computed, and are mbv3fast/cluster's.
+ * memory; refused below compute capability 9.0. The tables of stages and of chunks of weights say what is computed, and are
+ * mbv3fast/cluster's.
  */
 typedef struct {
   const void* x;       /* [images, channels, height, width], in any layout: so many elements along its axes */

@@ -7,7 +7,8 @@ import ctypes
 import pytest
 import torch
 
-from mbv3fast.cuda.structs import DepthwiseConvArgs, InvertedResidualArgs, PointwiseConvArgs
+from mbv3fast.cluster.table import Stage
+from mbv3fast.cuda.structs import DepthwiseConvArgs, InvertedResidualArgs, NetworkArgs, PointwiseConvArgs
 
 REFUSED = 10001
 INT_MAX = 2**31 - 1
@@ -29,6 +30,17 @@ RIGHT: dict[str, tuple[type[ctypes.Structure], str, dict[str, int]]] = {
         PointwiseConvArgs,
         "x weight bias out",
         {"images": 1, "pixels": 1, "dtype": 1, "inputs": 8, "outputs": 8, "tile_rows": 16, "tile_outputs": 16},
+    ),
+    "network": (  # no images, since tables that name no stage can't be run
+        NetworkArgs,
+        "weights stages chunks out",
+        {
+            **dict.fromkeys(("channels", "height", "width", "outputs", "stage_count", "chunk_count", "dtype"), 1),
+            "x": BUFFER.data_ptr(),
+            "stage_bytes": ctypes.sizeof(Stage),
+            "cluster": 16,
+            "clusters": 1,
+        },
     ),
 }
 WRONG = {
@@ -93,6 +105,20 @@ WRONG = {
         ("activation", 3, "got 3, needs none, relu or hardswish"),
         ("tile_rows", 0, "tile_rows, tile_outputs: got 0, 16"),
     ],
+    "network": [
+        ("x", None, "got 0, needs a tensor"),
+        ("stages", None, "got null"),
+        ("takes_bytes", 1, "factor: got null"),
+        ("images", -1, "got -1, needs 0 or more"),
+        ("channels", 5, "got 5, needs 1 to 4"),
+        ("width", 0, "height, width: got 0, needs 1 or more each"),
+        ("stage_count", 0, "got 0, needs 1 or more"),
+        ("stage_bytes", 8, f"got 8, needs {ctypes.sizeof(Stage)}"),
+        ("chunk_count", 0, "got 0, needs 1 or more"),
+        ("cluster", 17, "got 17, needs 1 to 16"),
+        ("clusters", 0, "got 0, needs 1 or more"),
+        ("dtype", 3, "got 3, needs float16 or bfloat16"),
+    ],
 }
 
 
@@ -126,6 +152,14 @@ def test_wrong_ones(emulation: ctypes.CDLL, name: str, field: str, value: int | 
 def test_addresses_that_are_not_aligned(emulation: ctypes.CDLL, name: str, field: str) -> None:
     code, said = call(emulation, name, **{field: BUFFER.data_ptr() + 8})
     assert (code, said) == (REFUSED, f"{name}: {field}: needs to be aligned to 16 bytes")
+
+
+def test_a_network_on_a_chip_without_clusters(emulation: ctypes.CDLL) -> None:
+    emulation.mbv3fast_emulate(80, 0)
+    code, said = call(emulation, "network")
+    assert (code, said) == (REFUSED, "network: compute capability: got 8.0, needs 9.0 or more: clusters of blocks")
+    clusters = ctypes.c_int32(-1)
+    assert emulation.mbv3fast_network_clusters(16, 1024, 1, ctypes.byref(clusters)) == clusters.value == 0
 
 
 def test_a_scale_that_shared_memory_has_no_room_for(emulation: ctypes.CDLL) -> None:
