@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 
 from mbv3fast.clearance import tried, untried
+from mbv3fast.cuda.compiled import shared_limit
 from mbv3fast.cuda.launch import DTYPES
 from mbv3fast.cuda.library import emulated, lacks_library, lacks_loading
 
 logger = logging.getLogger("mbv3fast")
 BACKENDS = ("auto", "cuda", "triton", "torch")
-PLANS = ("layers", "blocks", "network")
+PLANS = ("layers", "blocks", "network")  # auto never chooses the last
 OF_CUDA = ("cuda", "network")  # the backends whose kernels are CUDA's
 _BACKEND_OF_PLAN = {"layers": "triton", "blocks": "cuda", "network": "cuda"}
 _CLUSTERS = (9, 0)  # the first compute capability that has them
@@ -29,7 +30,6 @@ _CUDA_OPS = (
     "pointwise_conv",
     "squeeze_excite",
 )
-SERVED_PLANS = ("layers", "blocks")  # of which auto chooses, where they were tried
 ENVIRONMENT = "MBV3FAST_BACKEND"
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _OLDEST = (7, 5)  # compute capability
@@ -141,8 +141,16 @@ def lacks_network(device: torch.device, dtype: torch.dtype) -> str:
     lack = lacks_cuda(device, dtype)
     if lack or device.type != "cuda":
         return lack
-    major, minor = torch.cuda.get_device_capability(device)
-    return "" if (major, minor) >= _CLUSTERS else f"compute capability {major}.{minor} has no clusters of blocks"
+    return lacks_clusters(torch.cuda.get_device_capability(device))
+
+
+def lacks_clusters(capability: tuple[int, int]) -> str:
+    """Why no chip of a compute capability runs a network in one launch; empty where some do."""
+    chip = f"compute capability {capability[0]}.{capability[1]}"
+    if capability < _CLUSTERS:
+        return f"{chip} has no clusters of blocks"
+    held, needed = (shared_limit(10 * major + minor) // 1024 for major, minor in (capability, _CLUSTERS))
+    return "" if held >= needed else f"{chip} has {held} KB of shared memory for a block, needs {needed}"
 
 
 def lacks_dtype(dtype: torch.dtype) -> str:

@@ -25,6 +25,7 @@ def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> st
     """The first step whose kernel errs more than it may, or the whole, and by how much; empty where all agree.
 
     Launched as the engine does, for all images of `shape` at once; on random weights, since the verdict is on kernels.
+    Of plan `network`, whose steps are no launches, the whole alone.
     """
     generator = torch.Generator(device).manual_seed(0)
     plan = replace(plan, steps=tuple(with_random_weights(step, device, generator) for step in plan.steps))
@@ -33,7 +34,7 @@ def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> st
     def random(value: str, dtype: torch.dtype) -> Tensor:
         return torch.randn(shapes[value], generator=generator, device=device).to(dtype)
 
-    for step in plan.steps:
+    for step in () if plan.backend == "network" else plan.steps:
         spec, target = OPS[step.op].spec, target_for(plan, device)
         few = {name: random(value, spec.dtype_of(name, plan.dtype)) for name, value in step.inputs.items()}
         many = {name: _repeated(tensor, shape[0]) for name, tensor in few.items()}

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from mbv3fast import backend, clearance, records
-from mbv3fast.backend import Request, decide
+from mbv3fast.backend import Request, decide, lacks_clusters
 from mbv3fast.clearance import COMMITTED, commit_trial, keep_trial, tried, untried
+from mbv3fast.cli import doctor
 
 GPU = torch.device("cuda", 0)
 AUTO = Request("auto", "backend")
@@ -127,6 +128,27 @@ def test_auto_chooses_cuda_only_when_it_was_tried(dtype: torch.dtype) -> None:
     assert decide(AUTO, GPU, torch.float32).backend == "triton"  # which no CUDA kernel takes
     keep_trial("blocks", GPU, "errs")
     assert decide(AUTO, GPU, dtype).backend == "triton"
+
+
+@pytest.mark.usefixtures("both")
+@pytest.mark.parametrize(
+    ("reason", "said"), [("", "it has passed its trial"), ("errs", "plan 'network' failed when it was tried: errs")]
+)
+def test_auto_never_chooses_the_network_and_doctor_says_so(
+    reason: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_trial("network", GPU, reason)
+    assert tried("network", GPU) == reason
+    assert decide(AUTO, GPU, torch.float16).backend == "triton"
+    doctor._print_choices(GPU)
+    words = f'no, whatever its trial says, in this version; plan="network" asks for it: {said}'
+    assert f"  plan network              {words}\n" in capsys.readouterr().out
+
+
+def test_which_chips_run_a_network_in_one_launch() -> None:
+    assert lacks_clusters((9, 0)) == lacks_clusters((10, 0)) == lacks_clusters((10, 3)) == ""
+    assert lacks_clusters((8, 9)) == "compute capability 8.9 has no clusters of blocks"
+    assert lacks_clusters((12, 0)) == "compute capability 12.0 has 99 KB of shared memory for a block, needs 227"
 
 
 @pytest.mark.usefixtures("both")

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from mbv3fast import BackendError, records, trial
+from mbv3fast.backend import PLANS
 from mbv3fast.clearance import tried
 from mbv3fast.cli import doctor
+from mbv3fast.cluster.run import ClusterNetwork
 from mbv3fast.fast import FusedMobileNetV3
 from mbv3fast.ops import OPS
 from mbv3fast.trial import Case, cases, try_in_process, try_plan
@@ -52,14 +54,21 @@ def one_case(emulation: Any, monkeypatch: pytest.MonkeyPatch) -> Case:  # noqa: 
 
 
 @pytest.mark.usefixtures("one_case")
-def test_a_right_plan_passes() -> None:
-    assert try_plan("blocks", CPU) == ""
+@pytest.mark.parametrize("plan", ["blocks", "network"])
+def test_a_right_plan_passes(plan: str) -> None:
+    assert try_plan(plan, CPU) == ""
 
 
 def test_a_wrong_kernel_is_named(one_case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     right = OPS["inverted_residual"].run
     monkeypatch.setattr(OPS["inverted_residual"], "run", lambda **given: right(**given).mul_(1.5))
     assert try_plan("blocks", CPU).startswith(f"{one_case}: inverted_residual of features.2.block.2 errs by ")
+
+
+def test_a_wrong_network_is_seen_as_a_whole(one_case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ClusterNetwork.__call__
+    monkeypatch.setattr(ClusterNetwork, "__call__", lambda *given: right(*given).mul_(1.5))
+    assert try_plan("network", CPU).startswith(f"{one_case}: the network errs by ")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +161,7 @@ def _runs(pid: int) -> bool:
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What becomes of each plan that there is, for the command."""
-    found = {"layers": "", "blocks": ""}
+    found = dict.fromkeys(PLANS, "")
 
     def plans_cases(plan: str, _: torch.device) -> list[int]:
         if plan not in found:
@@ -171,7 +180,8 @@ def test_the_command_keeps_what_passes(trials: dict[str, str]) -> None:
     assert "  layers                    left out: no kernels" in result.output
     assert "layers" not in run("doctor", "--check", "--plan", "blocks").output.partition("versions")[0]
     assert "  blocks                    passed in 2 cases, 0 s" in result.output
-    assert (tried("layers", CPU), tried("blocks", CPU)) == (None, "")
+    assert "  network                   passed in 2 cases, 0 s" in result.output
+    assert [tried(plan, CPU) for plan in PLANS] == [None, "", ""]
 
 
 def test_the_command_keeps_what_fails_and_says_so_by_its_exit_code(trials: dict[str, str], tmp_path: Path) -> None:
@@ -204,7 +214,10 @@ def test_the_command_needs_something_to_try(trials: dict[str, str]) -> None:
 
 
 @pytest.mark.slow  # a minute or two
-def test_the_emulated_plan_passes_in_a_process(emulated_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plan", ["blocks", "network"])
+def test_an_emulated_plan_passes_in_a_process(
+    plan: str, emulated_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert emulated_library.is_file()
     monkeypatch.setenv("MBV3FAST_EMULATE", "1")
-    assert try_in_process("blocks", CPU, 900) == ""
+    assert try_in_process(plan, CPU, 900) == ""

@@ -15,10 +15,11 @@ import torch
 from mbv3fast._version import __version__
 from mbv3fast.backend import (
     BACKENDS,
+    PLANS,
     SERVED_DTYPES,
-    SERVED_PLANS,
     BackendError,
     decide,
+    lacks_network,
     lacks_trusted_cuda,
     network_server,
     op_server,
@@ -41,15 +42,16 @@ _EXTRAS = {
 @click.option(
     "--limit", type=click.FloatRange(0, min_open=True), default=600, show_default=True, help="Seconds a plan."
 )
-@click.option("--plan", "plans", type=click.Choice(SERVED_PLANS), multiple=True, default=SERVED_PLANS, help="Of these.")
+@click.option("--plan", "plans", type=click.Choice(PLANS), multiple=True, default=PLANS, help="Of these.")
 @click.option("--commit", type=click.Path(dir_okay=False, path_type=Path), help="Also add what passes to this file.")
 def doctor(check: bool, limit: float, plans: tuple[str, ...], commit: Path | None) -> None:
     """Print versions, devices, which backend serves which op and why, and what to install for more.
 
-    --check tries plans "layers" (Triton) and "blocks" (CUDA), each in a process of its own, on both networks, against
-    references in float64. What passes may be chosen by `auto` from then on, with this driver, these versions and these
-    kernels; what fails is not, and the exit code is 1. With --commit a passing plan "blocks" is added to the file that
-    the package has for all GPUs of its compute capability, mbv3fast/cuda/cleared.json.
+    --check tries plans "layers" (Triton), "blocks" and "network" (CUDA), each in a process of its own, on both
+    networks, against references in float64; where one fails, the exit code is 1. Of "layers" and "blocks" `auto` may
+    choose what passes from then on, with this driver, these versions and these kernels, and not what fails; "network"
+    it never chooses in this version. With --commit a passing plan "blocks" is added to the file that the package has
+    for all GPUs of its compute capability, mbv3fast/cuda/cleared.json.
     """
     if commit and not check:
         raise click.UsageError("--commit needs --check")
@@ -98,6 +100,8 @@ def _print_choices(device: torch.device) -> None:
     failed = untried("layers", device) if tried("layers", device) else ""
     for plan, reason in {"layers": failed, "blocks": lacks_trusted_cuda(device, torch.float16)}.items():
         _line(f"plan {plan}", f"no: {reason}" if reason else "yes, where its self-check passes")
+    state = lacks_network(device, torch.float16) or untried("network", device) or "it has passed its trial"
+    _line("plan network", f'no, whatever its trial says, in this version; plan="network" asks for it: {state}')
 
 
 def _try_plans(plans: Sequence[str], limit: float, commit: Path | None) -> bool:
