@@ -94,7 +94,7 @@ def plan_cost(plan: Plan, shape: Shape, gpu: Gpu, *, tf32: bool = False) -> Plan
     """The cost of a plan for an input of `shape` [N, C, H, W] on `gpu`, whose configurations its launches have.
 
     tf32: whether our kernels may multiply float32 as it, as PyTorch's switch says; a library always may. Raises
-    KeyError for a dtype that the GPU's tensor cores don't multiply.
+    KeyError for a dtype that the GPU's tensor cores don't multiply, ValueError for the network in one launch.
     """
     shapes, ours = plan.shapes(shape), plan.backend != "torch"
     target = gpu_target(plan, gpu, tf32=tf32)

@@ -45,8 +45,10 @@ class Moved(NamedTuple):
 
 def planned_launches(plan: Plan, shape: Shape, target: Target | None = None) -> Iterator[PlannedLaunch]:
     """Every launch of a plan of our kernels for an input of `shape` [N, C, H, W], in order; configured for the H100
-    unless a `target` says otherwise.
+    unless a `target` says otherwise. Raises ValueError for the network in one launch.
     """
+    if plan.backend == "network":
+        raise ValueError("plan: got 'network', one launch whose steps have none; needs another (see mbv3fast stages)")
     shapes = plan.shapes(shape)
     for step in plan.steps:
         inputs = step.input_shapes(shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -76,7 +77,11 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in the order of execution, for one backend, in `dtype`; the network's outputs are those of `outputs`."""
+    """Steps in the order of execution, for one backend, in `dtype`; the network's outputs are those of `outputs`.
+
+    Those of backend "network" are one launch together, which reads the input and the weights and writes the outputs:
+    what lies between stays in shared memory.
+    """
 
     backend: str
     dtype: torch.dtype
@@ -105,7 +110,7 @@ class Plan:
     @property
     def target(self) -> Target:
         """What launches are counted for where nobody says otherwise: the H100."""
-        return Target(cuda=self.backend == "cuda")
+        return Target(cuda=self.backend in ("cuda", "network"))
 
     def costs(self, shape: Shape, target: Target | None = None) -> list[StepCost]:
         """The cost of each step for an input of `shape` [N, C, H, W]; our launches are configured for the H100, without
@@ -133,13 +138,20 @@ class Plan:
     def _traffic(self, step: Step, inputs: Mapping[str, Shape], output: Shape, target: Target | None = None) -> Traffic:
         if self.backend == "torch":
             return torch_traffic(step.op, inputs, step.tensors, step.options, output, self.dtype.itemsize)
+        if self.backend == "network":  # the launch is counted at its first step
+            read = sum(prod(inputs[argument]) for argument, name in step.inputs.items() if name == INPUT)
+            written = prod(output) if step.name in self.outputs else 0
+            size = self.dtype.itemsize
+            return Traffic(read * size, written * size, launches=int(step is self.steps[0]))
         run_for = target or self.target
         return kernel_traffic(OPS[step.op], inputs, step.tensors, step.options, self.dtype, run_for, step.inputs)
 
     def peak_bytes(self, shape: Shape) -> int:
         """The most memory that activations take at once, beside the caller's input and the weights."""
         shapes, last_use = self.shapes(shape), self.last_use()
-        size = {name: torch.Size(s).numel() * self.dtype.itemsize for name, s in shapes.items()}
+        size = {name: prod(s) * self.dtype.itemsize for name, s in shapes.items()}
+        if self.backend == "network":
+            return sum(size[name] for name in self.outputs)
         live: set[str] = set()
         peak = 0
         for index, step in enumerate(self.steps):

@@ -89,6 +89,22 @@ def test_a_plan_is_counted_without_the_library_that_runs_it(monkeypatch: pytest.
     assert "has no plan for torch.float32: CUDA kernels are of float16 and bfloat16" in result.output
 
 
+def test_the_network_in_one_launch_moves_images_and_logits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbv3fast.backend.lacks_loading", lambda: "gone")
+    network, blocks = (
+        json.loads(run("plan", "small", "--batch", 2, "--plan", plan, "--json"))["totals"]
+        for plan in ("network", "blocks")
+    )
+    read, written = 2 * 2 * 3 * 224 * 224, 2 * 2 * 1000
+    same = {name: blocks[name] for name in ("macs", "weight_bytes")}
+    moved = {"bytes_read": read, "bytes_written": written, "peak_activation_bytes": written, "partial_bytes": 0}
+    assert network == {**same, **moved, "launches": 1}
+    assert run("plan", "small", "--plan", "network").splitlines()[0].endswith("float16, backend network")
+    for more, words in ((["--gpu", "h100"], "see mbv3fast stages"), (["--backend", "cuda"], "not both")):
+        result = CliRunner().invoke(main, ["plan", "small", "--plan", "network", *more])
+        assert (result.exit_code, words in result.output) == (2, True)
+
+
 def test_advice_on_arguments_becomes_advice_on_options() -> None:
     advice = 'say source="timm" or source= (seed, …), or give bn_eps= and tf_same_padding=; as weights=, with weights='
     assert as_options(advice) == ('say --source "timm" or --source (seed, …); as --weights, with --weights')

@@ -9,7 +9,7 @@ import click
 import torch
 
 from mbv3fast.alternatives import alternatives
-from mbv3fast.backend import BACKENDS, BackendError
+from mbv3fast.backend import BACKENDS, PLANS, BackendError
 from mbv3fast.cli.options import DTYPES
 from mbv3fast.cost import plan_cost
 from mbv3fast.factory import large, small
@@ -17,6 +17,7 @@ from mbv3fast.gpus import GPUS, Gpu
 from mbv3fast.plan import Plan, Shape
 
 Counted = dict[str, Any]
+_OF_PLANS = dict(zip(PLANS, ("triton", "cuda", "network"), strict=True))
 _GPU_TOTALS = ("bytes_read", "bytes_written", "partial_bytes", "launches", "compulsory", "issued", "serial")
 _GPU_SECONDS = ("floor_seconds", "cold_floor_seconds", "streamed_seconds", "estimate_seconds")
 
@@ -25,27 +26,42 @@ _GPU_SECONDS = ("floor_seconds", "cold_floor_seconds", "streamed_seconds", "esti
 @click.argument("model", type=click.Choice(["large", "small"]))
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--size", type=click.IntRange(32), default=224, show_default=True, help="Height and width.")
-@click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="By default float32; with --gpu or cuda float16.")
+@click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="By default float32; with --gpu or by CUDA float16.")
 @click.option("--backend", type=click.Choice(BACKENDS), help="By default auto; with --gpu triton.")
+@click.option("--plan", "named", type=click.Choice(PLANS), help="By its plan, instead of --backend.")
 @click.option("--gpu", type=click.Choice(list(GPUS)), help="Count for this GPU: floors, an estimate, and the others'.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def plan(
-    model: str, batch: int, size: int, dtype: str | None, backend: str | None, gpu: str | None, as_json: bool
+    model: str,
+    batch: int,
+    size: int,
+    dtype: str | None,
+    backend: str | None,
+    named: str | None,
+    gpu: str | None,
+    as_json: bool,
 ) -> None:
     """Print the fused steps of a network: shapes, activation bytes, weight bytes, multiply-adds, launches.
 
     With --gpu also, of our kernels, the fewest programs of a launch (CTAs), the trips to memory that one makes in a
     row, the pixels that programs read over those that there are (halo), the bytes that all ask for, and an estimate,
     which is no bound; and for any backend the floor, the least time for these steps, with what bounds it, and the same
-    with nothing in the cache (cold). Nothing is measured.
+    with nothing in the cache (cold). Nothing is measured. Of --plan network, which is one launch, `mbv3fast stages`
+    says more.
 
     \b
     mbv3fast plan large
     mbv3fast plan small --batch 8 --size 160 --json
     mbv3fast plan large --gpu h100
+    mbv3fast plan large --plan network
     """
+    if backend and named:
+        raise click.UsageError("give --backend or --plan, not both")
+    if gpu and named == "network":
+        raise click.UsageError("--gpu counts launches by step, and --plan network is one: see mbv3fast stages")
     shape = (batch, 3, size, size)
-    dtype = dtype or ("float16" if gpu or backend == "cuda" else "float32")
+    backend = _OF_PLANS[named] if named else backend
+    dtype = dtype or ("float16" if gpu or backend in ("cuda", "network") else "float32")
     backend = backend or ("triton" if gpu else "auto")
     steps = _plan(model, dtype, backend)
     counted: Counted = {"model": model, "dtype": dtype, **steps.to_dict(shape)}
@@ -65,9 +81,9 @@ def plan(
 def _plan(model: str, dtype: str, backend: str) -> Plan:
     try:
         with torch.device("meta"):  # counted, never computed
-            chosen = "auto" if backend == "cuda" else backend  # a plan is counted without its library
-            network = (large if model == "large" else small)(backend=chosen).to(DTYPES[dtype]).eval()
-        return network.plan("cuda" if backend == "cuda" else None)
+            named = backend if backend in ("cuda", "network") else None  # plans that are counted without their library
+            network = (large if model == "large" else small)(backend="auto" if named else backend)
+            return network.to(DTYPES[dtype]).eval().plan(named)
     except (BackendError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -192,6 +192,23 @@ def test_launches_that_are_made(emulation: CDLL, name: Variant) -> None:
     assert {step.op for step in plan.steps} - BLOCKS == {"stem_conv", "pointwise_mean_linear", "linear"}
 
 
+def test_the_launch_of_a_network_moves_what_is_counted(emulation: CDLL) -> None:
+    model, x = copy.deepcopy(trained_small()).half().eval(), photographs(2, 32).half()
+    model.plan_name = "network"
+    seen: list[Launch] = []
+    with torch.inference_mode():
+        engine = model.service(x).engine
+        before = count_launches(emulation)
+        with watch_launches(seen.append):
+            engine(x)
+    (launch,) = seen
+    totals = engine.plan.to_dict(tuple(x.shape))["totals"]
+    assert totals["launches"] == count_launches(emulation) - before == 1
+    assert (totals["bytes_read"], totals["bytes_written"]) == (launch.reads["x"].nbytes, launch.writes["out"].nbytes)
+    with pytest.raises(ValueError, match=r"^plan: got 'network', one launch"):
+        list(planned_launches(engine.plan, tuple(x.shape)))
+
+
 def described(launch: Launch) -> tuple[Any, ...]:
     """What of a launch the tensors' places don't change."""
     tensors = {name: (tuple(t.shape), t.dtype) for name, t in {**launch.reads, **launch.writes}.items()}
