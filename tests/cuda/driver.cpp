@@ -1,9 +1,13 @@
 // Calls every function of the library, on memory of exactly the sizes that it is told: for sanitizers, which know them.
+// Its argument is the folder of a network's tables, as tests/cuda/test_sanitizers.py leaves them.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "mbv3fast.h"
@@ -26,6 +30,7 @@ class Memory {
     for (std::size_t i = 0; i < count; ++i) data[i] = static_cast<float>(i * 7919 % 64) / 256;
     return data;
   }
+  void* bytes(const std::string& content) { return std::memcpy(take(content.size()), content.data(), content.size()); }
   // Poisoned: not a number in both dtypes.
   void* out(std::size_t bytes) {
     outputs_.push_back({static_cast<std::uint16_t*>(take(bytes)), bytes / 2});
@@ -131,9 +136,34 @@ void squeeze_excite(int cluster) {
   check("squeeze_excite", mbv3fast_squeeze_excite(&a, nullptr), m);
 }
 
+std::string content(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void network(const std::string& folder) {
+  Memory m;
+  mbv3fast_network_args a = {};
+  std::ifstream numbers(folder + "/numbers");
+  numbers >> a.channels >> a.height >> a.width >> a.outputs >> a.stage_count >> a.chunk_count >> a.cluster >> a.slot >>
+      a.shared_bytes;
+  const std::string weights = content(folder + "/weights"), stages = content(folder + "/stages");
+  a.weights = m.bytes(weights), a.stages = m.bytes(stages), a.chunks = m.bytes(content(folder + "/chunks"));
+  a.weight_bytes = static_cast<std::int64_t>(weights.size());
+  a.stage_bytes = static_cast<std::int32_t>(stages.size()) / a.stage_count;
+  a.images = 3, a.clusters = 2, a.dtype = MBV3FAST_FLOAT16, a.overlapped = 1;
+  const std::int64_t pixels = std::int64_t{a.height} * a.width;
+  a.along_images = a.channels * pixels, a.along_channels = pixels, a.along_rows = a.width, a.along_columns = 1;
+  a.x = m.halves(static_cast<std::size_t>(3 * a.channels * pixels));
+  a.out = m.out(2 * 3 * static_cast<std::size_t>(a.outputs));
+  std::int32_t clusters = 0;
+  check("network_clusters", mbv3fast_network_clusters(a.cluster, a.shared_bytes, a.dtype, &clusters), Memory());
+  check("network", mbv3fast_network(&a, nullptr), m);
+}
+
 }  // namespace
 
-int main() {
+int main(int, char** arguments) {
   for (std::uint64_t seed = 0; seed < 3; ++seed) {
     mbv3fast_emulate(90, seed);
     depthwise_conv();
@@ -141,5 +171,6 @@ int main() {
     pointwise_conv();
     excite(4, false), excite(1, false), excite(1, true);
     squeeze_excite(2), squeeze_excite(1);
+    network(arguments[1]);
   }
 }

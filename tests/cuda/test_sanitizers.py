@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mbv3fast.cluster import Cut, as_bytes, cut_as
 from tests.cuda.reduced import copy_sources, cut, mistake
+from tests.cuda.test_network import EXCITED, LAST, NARROW, PLAIN, WIDE, made_of, plan_of
 
 builder = pytest.importorskip("mbv3fast.csrc.build")
 DRIVER = Path(__file__).parent / "driver.cpp"
@@ -44,9 +46,10 @@ def build(sources: Path) -> Path:
     return folder / "mbv3fast_example"
 
 
-def run(program: Path) -> subprocess.CompletedProcess[str]:
+def run(program: Path, *arguments: Path) -> subprocess.CompletedProcess[str]:
     options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    return subprocess.run([program], capture_output=True, text=True, check=False, env={**os.environ, **options})
+    command = [program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **options})
 
 
 def sources_of(folder: Path, *instances: str) -> Path:
@@ -85,11 +88,23 @@ def test_the_example_is_clean_and_mistakes_are_seen(tmp_path: Path) -> None:
         assert kernel.name in found.stderr
 
 
+def write_tables(folder: Path) -> None:
+    """A network's, of both kinds of stages with and without squeeze-excite, for images of 21x26 and clusters of 2."""
+    tables = cut_as(plan_of(made_of(PLAIN, EXCITED, WIDE, NARROW, LAST)), (21, 26), Cut(2, 3, 8 * 1024))
+    for name, table in {"stages": as_bytes(tables.stages), "chunks": as_bytes(tables.chunks)}.items():
+        (folder / name).write_bytes(table.numpy().tobytes())
+    (folder / "weights").write_bytes(tables.weights.numpy().tobytes())
+    counts = tables.outputs, len(tables.stages), len(tables.chunks)
+    numbers = 3, 21, 26, *counts, tables.cut.blocks, tables.cut.slot, tables.shared_bytes
+    (folder / "numbers").write_text(" ".join(map(str, numbers)), encoding="utf-8")
+
+
 def test_every_kernel_is_clean(tmp_path: Path) -> None:
-    sources = sources_of(tmp_path, "depthwise", "projected", "pointwise", "excite", "squeeze-excite")
+    sources = sources_of(tmp_path, "depthwise", "projected", "pointwise", "excite", "squeeze-excite", "network")
     shutil.copy(DRIVER, sources / "example" / "depthwise_conv.cpp")
-    found = run(build(sources))
+    write_tables(tmp_path)
+    found = run(build(sources), tmp_path)
     assert (found.returncode, found.stderr) == (0, "")
     ran = {line.removesuffix(" runs") for line in found.stdout.splitlines()}
-    kernels = {"depthwise_conv", "inverted_residual", "pointwise_conv", "excite", "squeeze_excite"}
-    assert ran == {*kernels, "squeeze_excite_tiles"}
+    kernels = {"depthwise_conv", "inverted_residual", "pointwise_conv", "excite", "squeeze_excite", "network"}
+    assert ran == {*kernels, "squeeze_excite_tiles", "network_clusters"}
