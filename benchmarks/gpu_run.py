@@ -21,7 +21,8 @@ from pathlib import Path
 
 from benchmarks.gpu.archive import collect, keep_tables, pack, summary
 from benchmarks.gpu.journal import Journal, Outcome
-from benchmarks.gpu.stages import PYTHON, ROOT, Stage, rows_folder, stages
+from benchmarks.gpu.stage import PYTHON, ROOT, Stage, rows_folder
+from benchmarks.gpu.stages import stages
 from benchmarks.machine import DEVICE, machine_info
 from benchmarks.processes import OverError, alone, run
 
@@ -34,8 +35,9 @@ def run_all(todo: Sequence[Stage], out: Path, journal: Journal, until: float) ->
     """Every stage that has not ended, while there is time."""
     for stage in journal.left(todo):
         left = until - time.monotonic()
-        if stage.lacks:
-            outcome = Outcome(stage.name, "skipped", why=stage.lacks)
+        lacks = stage.lacks or journal.bars(stage)
+        if lacks:
+            outcome = Outcome(stage.name, "skipped", why=lacks)
         elif left < _LEAST:
             continue
         else:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.conftest import Recording, _p99
-from benchmarks.gpu.stages import ROOT
+from benchmarks.gpu.stage import ROOT
 from tests.once import made_once
 
 CASE = "pointwise_conv-float32-1-"

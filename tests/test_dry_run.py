@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.gpu.stages import ROOT, stages
+from benchmarks.gpu.stage import ROOT
+from benchmarks.gpu.stages import stages
 
 pytestmark = pytest.mark.alone
 MINUTES = 5
@@ -55,6 +56,7 @@ def test_a_dry_run(tmp_path: Path) -> None:
     with tarfile.open(out / "results.tar.gz") as archive:
         names = {Path(name).name for name in archive.getnames()}
     assert names >= {"results.json", "report.md", "stages.json", "steps-1.log", "tune.json", "tune-cuda.json"}
+    assert names >= {"timeline-small.png", "timeline-small.json", "network-plan.log", "network-sanitizers.log"}
 
 
 def _check_report(out: Path) -> None:
@@ -65,7 +67,7 @@ def _check_report(out: Path) -> None:
     for contender in ("mbv3fast", "torchvision", "timm", "torch.compile default", "JAX", "ONNX Runtime", "OpenVINO"):
         assert f"| {contender} |" in text.replace("**", ""), contender
     assert "TensorRT" in text.partition("Not timed:")[2], "with its reason"
-    charts = {path.name for path in out.glob("*.png")}
+    charts = {path.name for path in out.glob("cpu-*.png")}
     kinds = ("latency", "throughput", "floor-batch-1")
     assert charts == {
         *(f"cpu-1-small-float32-32-{kind}.png" for kind in kinds),

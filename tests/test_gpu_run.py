@@ -16,7 +16,7 @@ import pytest
 from benchmarks import gpu_run
 from benchmarks.gpu.archive import collect, keep_tables
 from benchmarks.gpu.journal import ATTEMPTS, Journal, Outcome
-from benchmarks.gpu.stages import ROOT, Stage
+from benchmarks.gpu.stage import ROOT, Stage
 from benchmarks.gpu_run import main, run_all, run_stage
 from benchmarks.machine import machine_info
 from benchmarks.processes import OverError, alone, run
@@ -27,7 +27,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from benchmarks import gpu_run
-from benchmarks.gpu.stages import Stage
+from benchmarks.gpu.stage import Stage
 
 done = Path(sys.argv[1])
 
@@ -83,6 +83,20 @@ def test_each_stage_ends_as_its_commands_do(tmp_path: Path, journal: Journal) ->
     assert outcomes["lacking"].why == "there is none"
     assert (tmp_path / "logs" / "good.log").read_text().endswith("said\n")
     assert Journal(tmp_path / "stages.json", {}).outcomes == outcomes, "all is written down"
+
+
+def test_what_is_of_no_use_after_another_stage_failed_is_skipped(tmp_path: Path, journal: Journal) -> None:
+    todo = [
+        stage("bad", "import sys; sys.exit(3)"),
+        stage("good", "pass"),
+        stage("after bad", "assert False", after="bad"),
+        stage("after good", "pass", after="good"),
+    ]
+    run_all(todo, tmp_path, journal, time.monotonic() + LONG)
+    assert statuses(journal) == {"bad": "failed", "good": "passed", "after bad": "skipped", "after good": "passed"}
+    assert journal.outcomes["after bad"].why == "bad: failed"
+    journal.put(Outcome("bad", "cut", attempts=1))
+    assert not journal.bars(todo[2]), "it may yet pass"
 
 
 def test_the_minutes_bound_the_run_and_what_was_cut_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import torch
 from _pytest.mark.expression import Expression
 
 from benchmarks import bench_networks, bench_ops, bench_steps, gpu_run
-from benchmarks.gpu.stages import ROOT, Stage, stages
+from benchmarks.gpu.stage import ROOT, Stage
+from benchmarks.gpu.stages import stages
 
 
 def real_stages(tmp_path: Path) -> list[Stage]:
@@ -71,4 +72,20 @@ def test_stages_choose_every_row_there_is(tmp_path: Path, monkeypatch: pytest.Mo
         seen.update(chosen)
     assert {row for row, count in seen.items() if count > 1} == set()
     missing = {row for rows in ids.values() for row in rows} - set(seen)
-    assert all("max-autotune" in row or "OpenVINO" in row for row in missing), sorted(missing)[:5]
+    left_out = ("max-autotune", "OpenVINO", "320-mbv3fast-network")
+    assert all(any(words in row for words in left_out) for row in missing), sorted(missing)[:5]
+
+
+def test_the_network_in_one_launch_is_left_out_where_no_cluster_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is timed after it was found right; sanitizers look at it at any rate."""
+    here = {each.name: each for each in real_stages(tmp_path) if "network" in each.name.split("-")}
+    timed = {*(f"networks-{batch}-network" for batch in (1, 128, 8)), "networks-network", "network-timeline"}
+    assert set(here) == {"network-plan", "network-sanitizers", *timed}
+    assert {name for name, each in here.items() if each.after == "network-plan"} == timed
+    assert not any(here[name].lacks for name in {"network-plan", *timed})
+    assert all("network" in command for command in here["network-sanitizers"].commands)
+    monkeypatch.setattr("benchmarks.gpu.network.capability", lambda: (8, 0))
+    for each in real_stages(tmp_path):
+        assert (each.lacks == "compute capability 8.0 has no clusters of blocks") == (each.name in here), each.name

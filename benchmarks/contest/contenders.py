@@ -13,6 +13,7 @@ from benchmarks.contest.cases import NetworkCase
 from benchmarks.contest.step_cases import OpCase, StepCase
 from benchmarks.names import GPU_ONLY, OURS
 from mbv3fast import ops
+from mbv3fast.backend import lacks_network
 from mbv3fast.cli.options import DTYPES
 from mbv3fast.cuda.library import lacks_library
 from mbv3fast.ops import pack_taps
@@ -90,6 +91,16 @@ def _ours_blocks(case: NetworkCase, device: torch.device) -> Ready:
     model, x = case.ours(device), case.images(device)
     model.backend = "cuda"
     return in_torch(lambda: model(x), device)
+
+
+def _ours_network(case: NetworkCase, device: torch.device) -> Ready:
+    model, x = case.ours(device), case.images(device)
+    model.backend, model.plan_name = "cuda", "network"
+    return in_torch(lambda: model(x), device)
+
+
+def _lacks_network(device: str) -> str:
+    return gpu_only(device) or lacks_network(torch.device(device), torch.float16)
 
 
 def _lacks_cuda(device: str) -> str:
@@ -170,6 +181,7 @@ TORCH_NETWORKS: Sequence[Contender] = (
     Contender(OURS, anywhere, _ours),
     Contender(f"{OURS} bound", gpu_only, _ours_bound),
     Contender(f"{OURS} blocks", _lacks_cuda, _ours_blocks, dtypes=("float16", "bfloat16")),
+    Contender(f"{OURS} network", _lacks_network, _ours_network, dtypes=("float16", "bfloat16")),
     Contender("torchvision", anywhere, _eager, tunes=True),
     Contender("torchvision channels_last", anywhere, _eager_channels_last, tunes=True),
     Contender("torchvision CUDA graph", gpu_only, _cuda_graph, tunes=True),

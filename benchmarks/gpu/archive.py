@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.stages import rows_folder
+from benchmarks.gpu.stage import rows_folder
 from benchmarks.names import OURS
 from benchmarks.reporting.merging import merged, save
 from benchmarks.reporting.rows import read

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.stages import Stage
+from benchmarks.gpu.stage import Stage
 from mbv3fast.atomic import replacing
 
 ATTEMPTS = 2  # of a stage during which the run was killed each time, before it is given up
@@ -63,6 +63,11 @@ class Journal:
     def of(self, stage: Stage) -> Outcome:
         """The stage's outcome; where it has none, as if it had been cut before it began."""
         return self.outcomes.get(stage.name, Outcome(stage.name, "cut"))
+
+    def bars(self, stage: Stage) -> str:
+        """What keeps a stage from being of use: the one before it that has ended otherwise than it must."""
+        before = self.outcomes.get(stage.after)
+        return f"{before.name}: {before.status}" if before and before.ended and before.status != "passed" else ""
 
     def left(self, stages: Sequence[Stage]) -> list[Stage]:
         """Those that have not ended."""

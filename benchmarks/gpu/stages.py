@@ -5,40 +5,17 @@ between them.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks.gpu import network
+from benchmarks.gpu.stage import AT_ONCE, Stage, among, bench, capability, module, rows_folder, tool, watched
 
-from benchmarks.machine import DEVICE
-
-ROOT = Path(__file__).parents[2]
-PYTHON = (sys.executable, "-m")
-PLANS = (("triton", "layers"), ("cuda", "blocks"))  # backend and plan, of those that there are
+PLANS = (("triton", "layers"), ("cuda", "blocks"))  # backend and plan, of those that auto chooses
 _HALF_ONLY = ("cuda",)  # backends that don't take float32
-_AT_ONCE = min(8, os.cpu_count() or 1)  # processes that mostly compile
 _SLOWEST = 2  # steps of a batch that are looked at with ncu
 _SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats", "LaunchStats")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Commands, `at_once` of them side by side; all have `limit` seconds together. `lacks`: why it is skipped.
-
-    late: more commands, known only when it starts.
-    """
-
-    name: str
-    commands: tuple[tuple[str, ...], ...]
-    limit: float
-    at_once: int = 1
-    lacks: str = ""
-    late: Callable[[], Iterator[tuple[str, ...]]] | None = None
 
 
 def stages(out: Path, dry: bool) -> list[Stage]:
@@ -50,11 +27,14 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         _plans("float16", dry),
         _tune("tune", out, "triton", ("1", "128"), 1.5, dry),
         _tune("tune-cuda", out, "cuda", ("1", "128"), 0.25, dry),
-        *(_networks(out, batch, dry) for batch in wanted),
+        _networks(out, wanted[0], dry),
+        *network.first(out, dry),
+        *(_networks(out, batch, dry) for batch in wanted[1:]),
         _steps(out, wanted[0], dry),
         _tests("tests", "layouts or bound or streams or threads or graph or own or shares or bits", dry),
         _sanitizer("memcheck", dry),
         _check(out, dry),
+        *network.later(out, dry),
         *(_networks(out, batch, dry) for batch in others),
         *(_steps(out, batch, dry) for batch in (*wanted[1:], *others) if not dry),
         _plans("bfloat16", dry),
@@ -69,6 +49,7 @@ def stages(out: Path, dry: bool) -> list[Stage]:
 
 
 def _last(out: Path) -> Iterator[Stage]:
+    yield network.other_cases(out)
     yield _sanitizer("initcheck", dry=False)
     yield _sanitizer("synccheck", dry=False)
     yield _tests("tests-all", "", dry=False)
@@ -81,27 +62,16 @@ def _batches(dry: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return ((1,), (2,)) if dry else ((1, 128), (8,))
 
 
-def rows_folder(out: Path) -> Path:
-    """Where suites leave their files, one a stage."""
-    return out / "rows"
-
-
-def _module(name: str, *arguments: str) -> tuple[str, ...]:
-    return (*PYTHON, name, *arguments)
-
-
 def _environment(dry: bool) -> Stage:
     shown = () if dry else (("nvidia-smi",),)
-    return Stage(
-        "environment", (*shown, _module("mbv3fast", "doctor"), _module("pytest", "--version", "--version")), 25
-    )
+    return Stage("environment", (*shown, module("mbv3fast", "doctor"), module("pytest", "--version", "--version")), 25)
 
 
 def _build(dry: bool) -> Stage:
     """The CUDA library, for this GPU alone."""
-    major, minor = torch.cuda.get_device_capability() if DEVICE == "cuda" else (9, 0)
+    major, minor = capability()
     kind = ("--emulated",) if dry else ("--arch", f"{major}.{minor}")
-    return Stage("build", (_module("mbv3fast", "build", *kind),), 120 if dry else 80)
+    return Stage("build", (module("mbv3fast", "build", *kind),), 120 if dry else 80)
 
 
 def _plans(dtype: str, dry: bool) -> Stage:
@@ -116,20 +86,20 @@ def _plans(dtype: str, dry: bool) -> Stage:
     if dry:
         small = ("small", "--dtype", "float32", "--batch", "1", "--size", "32", "--backend", "auto")
         checks = [small] if dtype == "float32" else []
-    commands = tuple(_module("benchmarks.gpu.check_plan", *check) for check in checks)
-    return Stage(f"plans-{dtype}", commands, 100, _AT_ONCE, "" if commands else "the CPU's plan is of float32")
+    commands = tuple(module("benchmarks.gpu.check_plan", *check) for check in checks)
+    return Stage(f"plans-{dtype}", commands, 100, AT_ONCE, "" if commands else "the CPU's plan is of float32")
 
 
 def _tests(name: str, chosen: str, dry: bool) -> Stage:
-    parallel = () if dry else ("-n", str(_AT_ONCE))
+    parallel = () if dry else ("-n", str(AT_ONCE))
     some = ("-k", chosen) if chosen else ()
     files = ("tests/test_gpu.py", "tests/test_gpu_compilers.py")
-    return Stage(name, (_module("pytest", *files, "-q", *parallel, *some),), 120 if chosen else 500)
+    return Stage(name, (module("pytest", *files, "-q", *parallel, *some),), 120 if chosen else 500)
 
 
 def _check(out: Path, dry: bool) -> Stage:
     """What lets `auto` choose the CUDA plan on GPUs of this capability, once the file is committed."""
-    command = _module("mbv3fast", "doctor", "--check", "--plan", "blocks", "--commit", str(out / "cleared.json"))
+    command = module("mbv3fast", "doctor", "--check", "--plan", "blocks", "--commit", str(out / "cleared.json"))
     return Stage("check", (command,), 200, lacks="no GPU to try a plan on" if dry else "")
 
 
@@ -138,19 +108,16 @@ def _tune(name: str, out: Path, backend: str, batches: tuple[str, ...], minutes:
     minutes = 0.1 if dry else minutes
     only = ("--dry-run", "--out", str(out / f"{name}.json")) if dry else ()
     options = "--backend", backend, "--minutes", str(minutes), "--batches", *batches
-    command = _module("benchmarks.tune", *options, *only)
+    command = module("benchmarks.tune", *options, *only)
     return Stage(name, (command,), 60 * minutes + 30)
 
 
 def _bench(name: str, out: Path, suite: str, chosen: str, limit: float, dry: bool) -> Stage:
-    """The rows of a suite whose ids fit what is `chosen`, an expression for -k."""
-    file = str(rows_folder(out) / f"{name}.json")
-    options = ["-q", "-k", chosen, "--limit", str(limit / 2), *["--tiny"] * dry]
-    options += ["--benchmark-json", file, "--benchmark-columns", "median,iqr,min,max,rounds"]
-    return Stage(name, (_module("pytest", f"benchmarks/bench_{suite}.py", *options),), limit)
+    return Stage(name, bench(name, out, suite, chosen, limit, dry), limit)
 
 
-_QUICK = "mbv3fast- or torchvision or timm or reduce-overhead or TensorRT or ONNX"  # to be ready
+_OURS = f"(mbv3fast- and not {network.CONTENDER})"
+_QUICK = f"{_OURS} or torchvision or timm or reduce-overhead or TensorRT or ONNX"  # to be ready
 _SLOW = ("JAX", "max-autotune", "compile-default")
 _OTHERS = [f"float16-{batch}-224" for batch in (2, 4, 16, 32, 64, 256, 512)]
 _OTHERS += [f"bfloat16-{batch}-224" for batch in (1, 128, 8, 2, 4, 16, 32, 64, 256, 512)]
@@ -163,31 +130,21 @@ def _networks(out: Path, batch: int, dry: bool) -> Stage:
     if dry:  # all contenders once, on the Small
         case = f"float32-{batch}-32"
         chosen = (
-            f"{case} and (small or mbv3fast- or torchvision)"
-            if batch == 1
-            else _among(case, "mbv3fast- or torchvision")
+            f"{case} and (small or mbv3fast- or torchvision)" if batch == 1 else among(case, "mbv3fast- or torchvision")
         )
         return _bench(f"networks-{batch}", out, "networks", chosen, 150, dry)
-    return _bench(f"networks-{batch}", out, "networks", _among(f"float16-{batch}-224", _QUICK), 150, dry)
+    return _bench(f"networks-{batch}", out, "networks", among(f"float16-{batch}-224", _QUICK), 150, dry)
 
 
 def _more_networks(out: Path, dry: bool) -> Iterator[Stage]:
     """The contenders that take minutes to be ready; then all cases but those of `_networks`."""
     for contenders in () if dry else _SLOW:
         for batch in (1, 128, 8):
-            chosen = _among(f"float16-{batch}-224", contenders)
+            chosen = among(f"float16-{batch}-224", contenders)
             yield _bench(f"networks-{batch}-{contenders}", out, "networks", chosen, 500, dry)
     for case in () if dry else _OTHERS:
-        yield _bench(f"networks-{case}", out, "networks", f"({_either(case)}) and not max-autotune", 300, dry)
-
-
-def _either(case: str) -> str:
-    """Of both variants, whose ends keep "float16" from being found in "bfloat16"."""
-    return f"large-{case} or small-{case}"
-
-
-def _among(case: str, contenders: str) -> str:
-    return f"({_either(case)}) and ({contenders})"
+        chosen = among(case, f"not max-autotune and not {network.CONTENDER}")
+        yield _bench(f"networks-{case}", out, "networks", chosen, 300, dry)
 
 
 def _steps(out: Path, batch: int, dry: bool) -> Stage:
@@ -203,25 +160,15 @@ def _ops(out: Path, dry: bool) -> Iterator[Stage]:
         yield _bench("ops", out, "ops", "float32 and squeeze_excite", 90, dry)
 
 
-def _tool(name: str, dry: bool) -> tuple[str, str]:
-    """A tool's path, and why it can't be used."""
-    path = shutil.which(name)
-    return (path or name), ("" if dry or path else f"{name} is not installed")
-
-
-def _sanitizer(tool: str, dry: bool) -> Stage:
-    program, lacks = _tool("compute-sanitizer", dry)
-    uncached = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1")  # so that each tensor is an allocation of its own
-    watched = () if dry else (*uncached, program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20")
-    size, dtype, backends = ("32", "float32", ["auto"]) if dry else ("64", "float16", [name for name, _ in PLANS])
-    whole = ("small", "--dtype", dtype, "--batch", "3", "--size", size, "--eager", "--whole", "--backend")
-    commands = ((*watched, *_module("benchmarks.gpu.check_plan", *whole, backend)) for backend in backends)
-    return Stage(tool, tuple(commands), 150 * len(backends), lacks=lacks)
+def _sanitizer(kind: str, dry: bool) -> Stage:
+    dtype, backends = ("float32", ["auto"]) if dry else ("float16", [name for name, _ in PLANS])
+    commands = tuple(watched(kind, dry, "--dtype", dtype, "--backend", backend) for backend in backends)
+    return Stage(kind, commands, 150 * len(backends), lacks=tool("compute-sanitizer", dry)[1])
 
 
 def _ncu(out: Path, dry: bool) -> Stage:
     """The kernels of the slowest steps, once they are known; not their first calls, which compile."""
-    program, lacks = _tool("ncu", dry)
+    program, lacks = tool("ncu", dry)
     asked = [part for section in _SECTIONS for part in ("--section", section)]
     asked += ["--clock-control", "none", "--csv", "--page", "details"]
     asked += ["--kernel-name", "regex:^_", "--launch-skip", "4", "--launch-count", "3"]
@@ -230,7 +177,7 @@ def _ncu(out: Path, dry: bool) -> Stage:
         for number, row in enumerate(_slowest(rows_folder(out))):
             named = [str(part) for name in ("batch", "size", "dtype", "index") for part in (f"--{name}", row[name])]
             watched = () if dry else (program, *asked, "--log-file", str(out / f"ncu-{number}.csv"))
-            yield (*watched, *_module("benchmarks.gpu.run_step", row["variant"], *named))
+            yield (*watched, *module("benchmarks.gpu.run_step", row["variant"], *named))
 
     return Stage("ncu", (), 120, lacks=lacks, late=commands)
 
