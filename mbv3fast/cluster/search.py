@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 from mbv3fast.cluster.memory import Cut
@@ -12,11 +13,16 @@ _SIZES = (1, 2, 4, 8, 16)  # of groups
 
 
 def fastest(count: int, blocks: int, seconds: Callable[[Cut], float]) -> Cut:
-    """Of a network of `count` blocks: the fastest that goes from rows to channels at once, then of its neighbours."""
+    """Of a network of `count` blocks: the fastest that goes from rows to channels at once, or where none fits by groups
+    of one size, then of its neighbours. `seconds` is infinite for what doesn't fit.
+    """
     sizes = [size for size in _SIZES if size < blocks]
-    starts = [(in_rows,) * len(sizes) for in_rows in range(count, 0, -1)]
-    cuts = [_cut(blocks, slot, count, ends) for slot in _SLOTS for ends in starts]
-    best = min(cuts, key=seconds)
+    ends = [(in_rows,) * len(sizes) for in_rows in range(count, 0, -1)]
+    best = min((_cut(blocks, slot, count, end) for slot in _SLOTS for end in ends), key=seconds)
+    if seconds(best) == math.inf:
+        pairs = itertools.combinations(range(1, count + 1), 2)
+        ends = [(a,) * few + (b,) * (len(sizes) - few) for a, b in pairs for few in range(1, len(sizes))]
+        best = min((_cut(blocks, _SLOTS[-1], count, end) for end in ends), key=seconds, default=best)
     while True:
         better = min(_neighbours(best, count, sizes), key=seconds)
         if seconds(better) >= seconds(best):

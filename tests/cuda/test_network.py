@@ -91,12 +91,14 @@ def made_of(*blocks: BlockConfig, last: int = 96, hidden: int = 40) -> nn.Module
 
 
 PLAIN = BlockConfig(16, kernel=3, expanded=16, out_channels=16, squeeze=0, activation="relu", stride=1)
+SQUEEZED = replace(PLAIN, squeeze=4)
 EXCITED = BlockConfig(16, kernel=5, expanded=48, out_channels=24, squeeze=10, activation="hardswish", stride=2)
 WIDE = BlockConfig(24, kernel=5, expanded=136, out_channels=24, squeeze=72, activation="hardswish", stride=1)
 NARROW = BlockConfig(24, kernel=3, expanded=72, out_channels=40, squeeze=0, activation="relu", stride=2)
 LAST = BlockConfig(40, kernel=3, expanded=120, out_channels=40, squeeze=32, activation="hardswish", stride=1)
 STAGES = {  # blocks, and how many of them are cut into rows, and how many into rows by groups
     "rows without expansion or squeeze-excite": ((PLAIN,), 1, 0),
+    "rows of the first block, with squeeze-excite": ((SQUEEZED,), 1, 0),
     "rows whose blocks each compute squeeze-excite alone": ((PLAIN, EXCITED), 2, 0),
     "rows whose blocks share squeeze-excite": ((PLAIN, EXCITED, WIDE), 3, 0),
     "rows at stride 2": ((PLAIN, EXCITED, NARROW), 3, 0),

@@ -90,7 +90,7 @@ def test_the_example_is_clean_and_mistakes_are_seen(tmp_path: Path) -> None:
 
 def write_tables(folder: Path) -> None:
     """A network's, of both kinds of stages with and without squeeze-excite, for images of 21x26 and clusters of 2."""
-    tables = cut_as(plan_of(made_of(PLAIN, EXCITED, WIDE, NARROW, LAST)), (21, 26), Cut(2, 3, 8 * 1024))
+    tables = cut_as(plan_of(made_of(PLAIN, EXCITED, WIDE, NARROW, LAST)), (21, 26), Cut(2, 8 * 1024, (1, 1, 1, 2, 2)))
     for name, table in {"stages": as_bytes(tables.stages), "chunks": as_bytes(tables.chunks)}.items():
         (folder / name).write_bytes(table.numpy().tobytes())
     (folder / "weights").write_bytes(tables.weights.numpy().tobytes())
