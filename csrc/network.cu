@@ -42,6 +42,10 @@ __global__ void __launch_bounds__(kNetworkThreads, 1) network_kernel(const __gri
 
 using Args = mbv3fast_network_args;
 
+void need_cluster(int blocks) {
+  need(blocks > 0 && blocks <= 16 && (blocks & (blocks - 1)) == 0, "cluster", blocks, "1, 2, 4, 8 or 16");
+}
+
 void check(const Args& a) {
   need_pointer(a.weights, "weights");
   need_pointer(a.stages, "stages");
@@ -55,7 +59,11 @@ void check(const Args& a) {
   need(a.stage_count > 0, "stage_count", a.stage_count, "1 or more");
   need(a.stage_bytes == sizeof(Stage), "stage_bytes", a.stage_bytes, std::to_string(sizeof(Stage)));
   need(a.chunk_count > 0, "chunk_count", a.chunk_count, "1 or more");
-  need(a.cluster > 0 && a.cluster <= 16, "cluster", a.cluster, "1 to 16");
+  need(a.outputs > 0, "outputs", a.outputs, "1 or more");
+  need(a.weight_bytes > 0 && a.weight_bytes % 16 == 0, "weight_bytes", a.weight_bytes, "a multiple of 16");
+  need(a.slot > 0 && a.slot % 16 == 0, "slot", a.slot, "a multiple of 16");
+  need(std::int64_t{kSlots} * a.slot <= a.shared_bytes, "shared_bytes", a.shared_bytes, std::to_string(kSlots) + " slots");
+  need_cluster(a.cluster);
   need(a.clusters > 0, "clusters", a.clusters, "1 or more");
   need_dtype(a.dtype);
 }
@@ -112,7 +120,7 @@ int count_clusters(int cluster, std::int64_t shared_bytes) {
 int mbv3fast_network_clusters(int32_t cluster, int32_t shared_bytes, int32_t dtype, int32_t* clusters) {
   using namespace mbv3fast;
   return guarded("network_clusters", [&] {
-    need(cluster > 0 && cluster <= 16, "cluster", cluster, "1 to 16");
+    need_cluster(cluster);
     need_dtype(dtype);
     if (clusters == nullptr) throw Refused{"clusters: got null"};
     *clusters = dtype == MBV3FAST_FLOAT16 ? count_clusters<float16>(cluster, shared_bytes)

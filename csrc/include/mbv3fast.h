@@ -189,7 +189,7 @@ typedef struct {
   int32_t takes_bytes;             /* whether x is bytes, else of dtype */
   int32_t stage_count, chunk_count;
   int32_t stage_bytes;             /* of one, which tells whether table and kernel are of one version */
-  int32_t cluster, clusters;       /* blocks of a cluster, up to 16; clusters at work */
+  int32_t cluster, clusters;       /* blocks of a cluster, a power of 2 up to 16; clusters at work */
   int32_t slot;                    /* bytes of each of three chunks in shared memory */
   int32_t shared_bytes;            /* of a block */
   int32_t dtype;

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from docs.figures import cuda, excite, triton
+from docs.figures import cuda, excite, network, triton
 
-FIGURES: Mapping[str, Callable[[], str]] = {**triton.FIGURES, **excite.FIGURES, **cuda.FIGURES}
+FIGURES: Mapping[str, Callable[[], str]] = {**triton.FIGURES, **excite.FIGURES, **cuda.FIGURES, **network.FIGURES}
