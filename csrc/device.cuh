@@ -9,6 +9,12 @@
 
 namespace mbv3fast {
 
+// Tells the other blocks of the cluster what this one has written to them, and waits for what they have to tell.
+__device__ __forceinline__ void sync_cluster() {
+  arrive_cluster();
+  wait_cluster();
+}
+
 enum class Activation { none = 0, relu = 1, hardswish = 2 };
 
 // min(max(x, 0), 6), NaN staying NaN.

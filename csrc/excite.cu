@@ -58,8 +58,7 @@ __global__ void __launch_bounds__(kExciteThreads) excite_kernel(const __grid_con
   const auto hidden = shared_at<float>(p.at.hidden);
   squeeze<4, Images>(p, fc1, [&](const Total& t) { give_all(hidden + (t.image * p.squeezed + t.row), t, p.slices); });
   wait_for_copies<0>();
-  arrive_cluster();
-  wait_cluster();
+  sync_cluster();
   excite<4, Images>(p, fc2, [&](const Total& t) {
     if (t.copy == 0 && image + t.image < p.images) store(p.scale + ((image + t.image) * p.channels + t.row), t.value);
   });

@@ -47,12 +47,6 @@ class Stream {
   int sent_ = 0, slot_ = 0, used_ = kSlots - 1;
 };
 
-// Tells the other blocks of the cluster what this one has written to them, and waits for what they have to tell.
-__device__ __forceinline__ void sync_cluster() {
-  arrive_cluster();
-  wait_cluster();
-}
-
 // A block in its cluster.
 struct Place {
   int rank, size;

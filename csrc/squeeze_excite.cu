@@ -95,21 +95,17 @@ __global__ void __launch_bounds__(kExciteThreads)
     const auto to = gathered + (rank * p.rows + 4 * i % p.rows);
     store(peer(to, owner), sum_rows(parts + 4 * i, lines_of(channels), channels));
   }
-  arrive_cluster();
-  wait_cluster();
+  sync_cluster();
   const int fours = (fc2.end - fc2.begin) / 4;
   for (int i = thread_index(); i < fours * cluster; i += kExciteThreads) {
     const int four = i % fours * 4;
     store_mean(peer(means + (fc2.begin + four), i / fours), sum_rows(gathered + four, cluster, p.rows), p.per_pixel);
   }
-  arrive_cluster();
-  wait_cluster();
+  sync_cluster();
   squeeze<4, 1>(p, fc1, [&](const Total& t) { give_all(hidden + t.row, t, cluster); });
-  arrive_cluster();
-  wait_cluster();
+  sync_cluster();
   excite<4, 1>(p, fc2, [&](const Total& t) { give_all(scale + t.row, t, cluster); });
-  arrive_cluster();
-  wait_cluster();
+  sync_cluster();
   multiply_by(x, scale, params.out + place, 0, eights, channels);
 }
 

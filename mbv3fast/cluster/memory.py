@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from mbv3fast.cluster.chunks import aligned, in_eights, pitch_of
 from mbv3fast.cluster.parts import Parts, UncutError, sizes
 from mbv3fast.cluster.table import Map
+from mbv3fast.cuda.compiled import shared_limit
 
-SHARED_BYTES = 232_448  # that a block may have on Hopper, of 227 KB
+SHARED_BYTES = shared_limit(90)  # of a block, on Hopper
 SLOTS = 3  # of chunks on their way, as csrc/network_stream.cuh has them
 
 

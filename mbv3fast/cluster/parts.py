@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from mbv3fast.cluster.chunks import in_eights
+from mbv3fast.cuda.launch import ACTIVATIONS
 from mbv3fast.fold import UnsupportedError
 from mbv3fast.ops.spec import ConvShape, conv_shape
 from mbv3fast.plan import INPUT, Plan, Step
 
 STEM_CHANNELS = 4  # of an image, at most
 _BLOCKS = ("inverted_residual", "depthwise_project", "depthwise_excite_project")
-_ACTIVATIONS = (None, "relu", "hardswish")
 
 
 class UncutError(UnsupportedError):
@@ -50,7 +50,7 @@ class Part:
 
     def activation(self, name: str = "activation") -> int:
         """As mbv3fast.h numbers them."""
-        return _ACTIVATIONS.index(self.options.get(name))
+        return ACTIVATIONS[self.options.get(name)]
 
     def shape(self, size: tuple[int, int]) -> ConvShape:
         """Of the output for an input of height and width `size`."""
@@ -144,7 +144,7 @@ def _check_chain(plan: Plan) -> None:
 
 def _check_activations(step: Step) -> None:
     for name, value in step.options.items():
-        if name.endswith("activation") and value not in _ACTIVATIONS:
+        if name.endswith("activation") and value not in ACTIVATIONS:
             raise UncutError(f"{step.name} has {value}, needs relu, hardswish or none")
     if step.options.get("gate", "hardsigmoid") != "hardsigmoid":
         raise UncutError(f"{step.name} has {step.options['gate']}, needs hardsigmoid")

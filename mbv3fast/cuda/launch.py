@@ -76,7 +76,12 @@ def launch(
         activation=ACTIVATIONS[activation],
         overlapped=pdl,
     )
-    stream = torch.cuda.current_stream(out.device).cuda_stream if out.is_cuda else None
+    call(kernel, args, out.device)
+
+
+def call(kernel: Kernel, args: ctypes.Structure, device: torch.device) -> None:
+    """On the device's current stream. Raises KernelError for what the library refuses."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
     check(getattr(library(), f"mbv3fast_{kernel.name}")(ctypes.byref(args), ctypes.c_void_p(stream)))
 
 

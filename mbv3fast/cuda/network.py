@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 
 import torch
 from torch import Tensor
 
-from mbv3fast.cuda.launch import DTYPES, Kernel
+from mbv3fast.cuda.launch import DTYPES, Kernel, call
 from mbv3fast.cuda.library import check, library
 from mbv3fast.cuda.structs import NetworkArgs
 from mbv3fast.launching import Launch, announce, watched
@@ -75,14 +76,13 @@ def network(
         dtype=DTYPES[out.dtype],
         overlapped=pdl,
     )
-    stream = torch.cuda.current_stream(out.device).cuda_stream if out.is_cuda else None
-    check(library().mbv3fast_network(ctypes.byref(args), ctypes.c_void_p(stream)))
+    call(KERNEL, args, out.device)
 
 
 @functools.cache
 def most_clusters(cluster: int, shared_bytes: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many clusters of so many blocks run at once on a device; 0 where it has no such clusters."""
     count = ctypes.c_int32()
-    with torch.cuda.device(device) if device.type == "cuda" else torch.inference_mode():
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         check(library().mbv3fast_network_clusters(cluster, shared_bytes, DTYPES[dtype], ctypes.byref(count)))
     return count.value

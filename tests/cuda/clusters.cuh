@@ -9,10 +9,6 @@ namespace {
 __device__ void write_own(float value) { store(floats() + me(), value); }
 __device__ SharedPtr<float> others() { return peer(floats(), 1 - cluster_rank()); }
 __device__ float read_other() { return load<float>(others() + me()); }
-__device__ void sync_cluster() {
-  arrive_cluster();
-  wait_cluster();
-}
 
 // Each reads what the other has written.
 __global__ void right_cluster(Params p) {

@@ -116,18 +116,18 @@ MUTANTS = {
         "load<Eight<T>>(x + (pixel * channels", "load<Eight<T>>(x + ((pixel & ~1) * channels"
     ),
     "sums are taken before all have come": _squeeze(
-        "  arrive_cluster();\n  wait_cluster();\n  const int fours", "  __syncthreads();\n  const int fours", TOO_SOON
+        "  sync_cluster();\n  const int fours", "  __syncthreads();\n  const int fours", TOO_SOON
     ),
     "hidden units are taken before all have come": _squeeze(
-        "  arrive_cluster();\n  wait_cluster();\n  excite<4", "  __syncthreads();\n  excite<4", TOO_SOON
+        "  sync_cluster();\n  excite<4", "  __syncthreads();\n  excite<4", TOO_SOON
     ),
     "scales are taken before all have come": _squeeze(
-        "  arrive_cluster();\n  wait_cluster();\n  multiply_by", "  __syncthreads();\n  multiply_by", TOO_SOON
+        "  sync_cluster();\n  multiply_by", "  __syncthreads();\n  multiply_by", TOO_SOON
     ),
     "no barrier of the cluster": Mutant(
         "excite",
         "excite.cu",
-        "  arrive_cluster();\n  wait_cluster();\n",
+        "  sync_cluster();\n",
         "  __syncthreads();\n",
         TOO_SOON,
     ),

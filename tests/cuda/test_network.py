@@ -30,7 +30,7 @@ from mbv3fast.plan import Plan
 from tests.cuda.harness import last_launch
 from tests.guards import Guards
 from tests.networks import calibrate, calibrated_large, photographs, randomise, short_small, trained_small
-from tests.numerics import assert_agrees
+from tests.numerics import assert_agrees, by_module, exact
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 
@@ -75,9 +75,7 @@ def launched(
 
 def agrees(model: nn.Module, out: Tensor, x: Tensor) -> None:
     own: Any = copy.deepcopy(model).to(out.dtype).eval()
-    with torch.inference_mode():
-        plain = own.reference_forward(x)
-        truth = copy.deepcopy(own).double().reference_forward(x.double())
+    (plain,), (truth,) = by_module(own, x), exact(own, x)
     assert_agrees(out, plain, truth)
 
 
