@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(kNetworkThreads, 1) network_kernel(const __gri
     for (int i = 0; i < p.stage_count; ++i) {
       stamp(p, i);
       const Stage s = load<Stage>(p.stages + i);
+      if (i + 1 < p.stage_count) prefetch(p.stages + (i + 1));
       switch (s.kind) {
         case StageKind::stem: run_stem(p, s, stream, place, image); break;
         case StageKind::block:

@@ -13,6 +13,7 @@ class Stream {
  public:
   // Of so many passes through the table.
   __device__ Stream(const Network<T>& p, int rank, std::int64_t passes) : p_(p), rank_(rank), left_(passes * p.chunk_count) {
+    chunk_ = load<Chunk>(p_.chunks);
 #pragma unroll
     for (int i = 0; i < kSlots - 1; ++i) send();
   }
@@ -29,12 +30,12 @@ class Stream {
  private:
   __device__ void send() {
     if (left_ > 0) {
-      const Chunk chunk = load<Chunk>(p_.chunks + sent_);
       const SharedPtr<std::uint8_t> to = shared_memory() + slot_ * p_.slot;
-      const GlobalPtr<const std::uint8_t> from = p_.weights + (chunk.offset + std::int64_t{rank_ & (chunk.copies - 1)} * chunk.bytes);
+      const GlobalPtr<const std::uint8_t> from = p_.weights + (chunk_.offset + std::int64_t{rank_ & (chunk_.copies - 1)} * chunk_.bytes);
 #pragma unroll 1
-      for (int i = 16 * thread_index(); i < chunk.bytes; i += 16 * kNetworkThreads) copy_async(to + i, from + i);
+      for (int i = 16 * thread_index(); i < chunk_.bytes; i += 16 * kNetworkThreads) copy_async(to + i, from + i);
       sent_ = sent_ + 1 == p_.chunk_count ? 0 : sent_ + 1;
+      chunk_ = load<Chunk>(p_.chunks + sent_);  // long before it is wanted
       slot_ = slot_ + 1 == kSlots ? 0 : slot_ + 1;
       --left_;
     }
@@ -45,6 +46,7 @@ class Stream {
   const int rank_;
   std::int64_t left_;
   int sent_ = 0, slot_ = 0, used_ = kSlots - 1;
+  Chunk chunk_;  // that is sent next
 };
 
 // A block in its cluster.

@@ -55,5 +55,5 @@ MUTANTS = {
     "a slot is filled while others read it": _stream(
         f"{_BLOCK}    send();", "  send();\n  __syncthreads();", f"{RACE}|cp.async"
     ),
-    "every block has the first one's weights": _stream("rank_ & (chunk.copies - 1)", "0 & (chunk.copies - 1)"),
+    "every block has the first one's weights": _stream("rank_ & (chunk_.copies - 1)", "0 & (chunk_.copies - 1)"),
 }
