@@ -187,15 +187,6 @@ __device__ __forceinline__ void start_successor() {
 #endif
 }
 
-// Brings what all threads of a block will read nearer.
-template <class T>
-__device__ __forceinline__ void prefetch(const T* from) {
-  constexpr unsigned kLine = 128, kLast = sizeof(T) - 1;
-  const unsigned at = kLine * threadIdx.x;
-  const auto* line = reinterpret_cast<const std::uint8_t*>(from) + (at < kLast ? at : kLast);
-  if (at < kLast + kLine) asm volatile("prefetch.global.L1 [%0];" ::"l"(line));
-}
-
 // A multiprocessor's own clock.
 __device__ __forceinline__ std::int64_t now() { return clock64(); }
 

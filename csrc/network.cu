@@ -16,20 +16,31 @@ __device__ __forceinline__ void stamp(const Network<T>& p, int stage) {
   }
 }
 
+// The table sets out for shared memory, where no stage waits for its own line.
+template <class T>
+__device__ __forceinline__ SharedPtr<std::uint8_t> copy_table(const Network<T>& p) {
+  const SharedPtr<std::uint8_t> table = shared_memory() + p.table;
+  const int bytes = p.stage_count * static_cast<int>(sizeof(Stage));
+  for (int i = 16 * thread_index(); i < bytes; i += 16 * kNetworkThreads) copy_async(table + i, p.stages + i);
+  commit_copies();
+  return table;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kNetworkThreads, 1) network_kernel(const __grid_constant__ Network<T> p) {
   const Place place{static_cast<int>(cluster_rank()), p.cluster};
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) / p.cluster;
+  const auto stages = view<const Stage>(copy_table(p));
+  const int first = static_cast<int>(blockIdx.x) / p.cluster;
   Stream<T> stream(p, place.rank, (p.images - first + p.clusters - 1) / p.clusters);
   wait_for_predecessor();
   start_successor();
-  sync_cluster();  // before it, another block may not have begun
+  wait_for_copies<kSlots - 1>();  // the table is there, chunks needn't
+  __syncthreads();
   for (std::int64_t image = first; image < p.images; image += p.clusters) {
 #pragma unroll 1
     for (int i = 0; i < p.stage_count; ++i) {
       stamp(p, i);
-      const Stage s = load<Stage>(p.stages + i);
-      if (i + 1 < p.stage_count) prefetch(p.stages + (i + 1));
+      const Stage s = load<Stage>(stages + i);
       switch (s.kind) {
         case StageKind::stem: run_stem(p, s, stream, place, image); break;
         case StageKind::block:
@@ -42,10 +53,13 @@ __global__ void __launch_bounds__(kNetworkThreads, 1) network_kernel(const __gri
 }
 
 using Args = mbv3fast_network_args;
+constexpr int kMostClusters = 1 << 16;
 
 void need_cluster(int blocks) {
   need(blocks > 0 && blocks <= 16 && (blocks & (blocks - 1)) == 0, "cluster", blocks, "1, 2, 4, 8 or 16");
 }
+
+std::int64_t table_bytes(const Args& a) { return std::int64_t{a.stage_count} * static_cast<int>(sizeof(Stage)); }
 
 void check(const Args& a) {
   need_pointer(a.weights, "weights");
@@ -56,16 +70,18 @@ void check(const Args& a) {
   if (a.takes_bytes) need_pointer(a.factor, "factor"), need_pointer(a.shift, "shift");
   need(a.channels > 0 && a.channels <= kStemChannels, "channels", a.channels, "1 to 4");
   need_area("height, width", a.height, a.width);
-  need(a.images >= 0, "images", a.images, "0 or more");
+  need(a.images >= 0 && a.images < INT32_MAX - kMostClusters, "images", a.images, "0 or more, fewer than 2^31");
   need(a.stage_count > 0, "stage_count", a.stage_count, "1 or more");
   need(a.stage_bytes == sizeof(Stage), "stage_bytes", a.stage_bytes, std::to_string(sizeof(Stage)));
   need(a.chunk_count > 0, "chunk_count", a.chunk_count, "1 or more");
   need(a.outputs > 0, "outputs", a.outputs, "1 or more");
   need(a.weight_bytes > 0 && a.weight_bytes % 16 == 0, "weight_bytes", a.weight_bytes, "a multiple of 16");
   need(a.slot > 0 && a.slot % 16 == 0, "slot", a.slot, "a multiple of 16");
-  need(std::int64_t{kSlots} * a.slot <= a.shared_bytes, "shared_bytes", a.shared_bytes, std::to_string(kSlots) + " slots");
+  const std::int64_t least = std::int64_t{kSlots} * a.slot + table_bytes(a);
+  need(least <= a.shared_bytes && a.shared_bytes % 16 == 0, "shared_bytes", a.shared_bytes,
+       std::to_string(least) + " for slots and stages, and a multiple of 16");
   need_cluster(a.cluster);
-  need(a.clusters > 0, "clusters", a.clusters, "1 or more");
+  need(a.clusters > 0 && a.clusters <= kMostClusters, "clusters", a.clusters, "1 to 2^16");
   need_dtype(a.dtype);
 }
 
@@ -82,7 +98,7 @@ int run(const Args& a, void* stream) {
   const std::int64_t last = (a.images - 1) * along[0] + (a.channels - 1) * along[1] + (a.height - 1) * along[2] +
                             (a.width - 1) * along[3];
   p.weights = weights(static_cast<const std::uint8_t*>(a.weights), a.weight_bytes);
-  p.stages = weights(static_cast<const Stage*>(a.stages), a.stage_count);
+  p.stages = weights(static_cast<const std::uint8_t*>(a.stages), a.stage_count * sizeof(Stage));
   p.chunks = weights(static_cast<const Chunk*>(a.chunks), a.chunk_count);
   if (a.takes_bytes) p.bytes = activations(static_cast<const std::uint8_t*>(a.x), last + 1);
   if (!a.takes_bytes) p.x = activations(static_cast<const T*>(a.x), last + 1);
@@ -90,9 +106,8 @@ int run(const Args& a, void* stream) {
   p.out = activations(static_cast<T*>(a.out), a.images * a.outputs);
   p.stamps = activations(a.stamps, a.stamps ? std::int64_t{a.cluster} * a.clusters * (a.stage_count + 1) : 0);
   for (int i = 0; i < 4; ++i) p.along[i] = along[i];
-  p.images = a.images;
-  p.stage_count = a.stage_count, p.chunk_count = a.chunk_count, p.cluster = a.cluster, p.clusters = a.clusters;
-  p.slot = a.slot;
+  p.images = static_cast<int>(a.images), p.stage_count = a.stage_count, p.chunk_count = a.chunk_count, p.cluster = a.cluster, p.clusters = a.clusters;
+  p.slot = a.slot, p.table = a.shared_bytes - table_bytes(a);
   Launch how;
   how.blocks = std::int64_t{a.cluster} * a.clusters;
   how.threads = kNetworkThreads;

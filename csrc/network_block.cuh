@@ -51,13 +51,28 @@ __device__ __forceinline__ SharedPtr<T> windowed_pixels(const Stage& s) {
   return view<T>(shared_memory() + s.windowed);
 }
 
-// Zeros for rows `from` to `to` of the tile.
+// Zeros beside the image, in so many rows of the tile.
+template <class T>
+__device__ __forceinline__ void clear_border(const Stage& s, int rows) {
+  const int beside = s.expanded_width - s.in.width, eights = s.step / 8;
+  const Quotient by_eights(eights), by_beside(most(beside, 1));
+#pragma unroll 1
+  for (int i = thread_index(); i < rows * beside * eights; i += kNetworkThreads) {
+    const int pixel = by_eights.of(i), c = by_eights.rest(i) * 8, k = by_beside.rest(pixel);
+    const int x = k < s.left ? k : k + s.in.width;
+    store(expanded_tile<T>(s) + ((by_beside.of(pixel) * s.expanded_width + x) * s.expanded_pitch + c), uint4{0, 0, 0, 0});
+  }
+}
+
+// Zeros above or below the image, in rows `from` to `to` of the tile.
 template <class T>
 __device__ __forceinline__ void clear_rows(const Stage& s, int from, int to) {
-  const int row = s.expanded_width * s.expanded_pitch;
+  const int eights = s.in.width * s.expanded_pitch / 8;
+  const Quotient by_eights(eights);
 #pragma unroll 1
-  for (int i = from * row + 8 * thread_index(); i < to * row; i += 8 * kNetworkThreads) {
-    store(expanded_tile<T>(s) + i, uint4{0, 0, 0, 0});
+  for (int i = thread_index(); i < (to - from) * eights; i += kNetworkThreads) {
+    const int row = (from + by_eights.of(i)) * s.expanded_width + s.left;
+    store(expanded_tile<T>(s) + (row * s.expanded_pitch + 8 * by_eights.rest(i)), uint4{0, 0, 0, 0});
   }
 }
 

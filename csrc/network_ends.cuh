@@ -8,30 +8,48 @@ namespace mbv3fast {
 
 constexpr int kStemChannels = 4;  // of a pixel in shared memory, so that three pixels' are what a row of a window has
 
-// An image's rows from `first` on, `count` of them, with its border, into the tile; zeros outside of the image.
-template <class T>
-__device__ __forceinline__ void load_image(const Network<T>& p, const Stage& s, std::int64_t image, int first, int count) {
+// An image's rows from `first` on, `count` of them, with its border, into the tile; zeros outside of the image. V is what it
+// is made of, which `convert` makes numbers of.
+template <class T, class V, class Convert>
+__device__ __forceinline__ void load_image(const Network<T>& p, GlobalPtr<const V> x, const Stage& s, std::int64_t image,
+                                           int first, int count, Convert convert) {
+  constexpr int kAtOnce = 4;  // pixels of a thread whose loads are all on their way before the first is used
   const SharedPtr<T> tile = expanded_tile<T>(s);
-  const int channels = s.in.channels;
   const Quotient row(s.expanded_width);
+  const int pixels = count * s.expanded_width;
 #pragma unroll 1
-  for (int i = thread_index(); i < count * s.expanded_width; i += kNetworkThreads) {
-    const int y = first + row.of(i), x = row.rest(i) - s.left;
-    const bool inside = y >= 0 && y < s.in.height && x >= 0 && x < s.in.width;
-    float values[kStemChannels] = {};
-    const std::int64_t at = image * p.along[0] + y * p.along[2] + x * p.along[3];
+  for (int begin = thread_index(); begin < pixels; begin += kAtOnce * kNetworkThreads) {
+    V found[kAtOnce][kStemChannels];
+    bool inside[kAtOnce];
 #pragma unroll
-    for (int c = 0; c < kStemChannels; ++c) {
-      if (!inside || c >= channels) continue;
-      if (p.bytes) {
-        const float byte = static_cast<float>(load<std::uint8_t>(p.bytes + (at + c * p.along[1])));
-        values[c] = byte * load<float>(p.factor + c) - load<float>(p.shift + c);
-      } else {
-        values[c] = to_float(load<T>(p.x + (at + c * p.along[1])));
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = begin + k * kNetworkThreads, y = first + row.of(i), x_ = row.rest(i) - s.left;
+      inside[k] = i < pixels && y >= 0 && y < s.in.height && x_ >= 0 && x_ < s.in.width;
+      const std::int64_t at = image * p.along[0] + y * p.along[2] + x_ * p.along[3];
+#pragma unroll
+      for (int c = 0; c < kStemChannels; ++c) {
+        found[k][c] = inside[k] && c < s.in.channels ? load<V>(x + (at + c * p.along[1])) : V{};
       }
     }
-    store(tile + i * kStemChannels, pack<T>(values[0], values[1]));
-    store(tile + (i * kStemChannels + 2), pack<T>(values[2], values[3]));
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = begin + k * kNetworkThreads;
+      float values[kStemChannels];
+#pragma unroll
+      for (int c = 0; c < kStemChannels; ++c) values[c] = inside[k] && c < s.in.channels ? convert(found[k][c], c) : 0.0f;
+      if (i < pixels) store(tile + i * kStemChannels, uint2{pack<T>(values[0], values[1]), pack<T>(values[2], values[3])});
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void load_image(const Network<T>& p, const Stage& s, std::int64_t image, int first, int count) {
+  if (p.bytes) {
+    load_image<T>(p, p.bytes, s, image, first, count, [&](std::uint8_t byte, int c) {
+      return static_cast<float>(byte) * load<float>(p.factor + c) - load<float>(p.shift + c);
+    });
+  } else {
+    load_image<T>(p, p.x, s, image, first, count, [](T value, int) { return to_float(value); });
   }
 }
 
@@ -88,7 +106,7 @@ __device__ __forceinline__ void run_linear(const Network<T>& p, const Stage& s, 
       const int output = first + total.row;
       if (output >= s.outputs || chunk * s.step + total.row >= s.channels) return;
       total.value = activate(s.activation, total.value);
-      if (!last) return give_all(hidden + output, total, place.size);
+      if (!last) return tell_all(hidden + output, total, place);
       if (total.copy == 0) store(p.out + (image * s.outputs + output), round_to<T>(total.value));
     });
   }

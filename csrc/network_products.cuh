@@ -5,8 +5,8 @@
 
 namespace mbv3fast {
 
-// Rows of pixels, and of a weight what they are multiplied with: a row for each of `outputs`, which are a multiple of 8, both
-// of `depth` numbers.
+// Rows of pixels, and of a weight what they are multiplied with: a row for each of `outputs`, which are a multiple of 8,
+// both of `depth` numbers.
 template <class T>
 struct Factors {
   SharedPtr<const T> from;
@@ -15,22 +15,10 @@ struct Factors {
   int weight_pitch, outputs, depth;
   SharedPtr<const float> bias = {};  // [outputs], if there is one
   Activation activation = Activation::none;
-  SharedPtr<const float> scale = {};  // [depth], of pixels' numbers, if there is one
 };
 
-// Times a number for each column, if there are such.
-template <class T>
-struct MaybeScaled {
-  SharedPtr<const float> scale;
-
-  template <int N>
-  __device__ __forceinline__ void operator()(std::uint32_t (&fragment)[N], int k) const {
-    if (scale) Scaled<T>{scale}(fragment, k);
-  }
-};
-
-// use(pixel, output, two sums) for each pixel and each even output, of Rows by Columns tiles at once; sums begin with a bias
-// where there is one, and are activated.
+// use(pixel, output, two sums) for each pixel and each even output, of Rows by Columns tiles at once; sums begin with a
+// bias where there is one, and are activated.
 template <int Rows, int Columns, class T, class Use>
 __device__ __forceinline__ void products(const Factors<T>& f, Use use) {
   constexpr int kRows = 16 * Rows, kColumns = 16 * Columns;
@@ -49,7 +37,7 @@ __device__ __forceinline__ void products(const Factors<T>& f, Use use) {
         sum[0] = bias.x, sum[1] = bias.y;
       }
     }
-    multiply<T>(sums, f.from + m * f.pitch, f.pitch, f.weight + n * f.weight_pitch, f.weight_pitch, f.depth, MaybeScaled<T>{f.scale},
+    multiply<T>(sums, f.from + m * f.pitch, f.pitch, f.weight + n * f.weight_pitch, f.weight_pitch, f.depth, AsItIs{},
                 f.pixels - m, f.outputs - n);
     activate_all(f.activation, reinterpret_cast<float(&)[8 * Rows * Columns]>(sums));
 #pragma unroll

@@ -22,7 +22,6 @@ __device__ __forceinline__ void project(const Stage& s, const Place& place, Shar
   const Quotient by_pixels(alone ? 1 : s.pixels);
   Factors<T> factors{windowed, s.windowed_pitch, pixels, view<const T>(chunk), pitch, outputs, s.channels};
   if (alone) factors.bias = view<const float>(chunk + outputs * pitch * 2);
-  if (s.squeeze.squeezed > 0) factors.scale = shared_at<float>(s.squeeze.scale);
   products(s.project_tiles, factors, [&](int pixel, int output, float2 sum) {
     if (!alone) {
       const int owner = member.group * member.size + by_pixels.of(pixel);
@@ -42,7 +41,7 @@ class Holders {
   __device__ __forceinline__ Holders(const Map& map, const Place& place)
       : by_rows_(map.rows ? map.rows : 1), last_(map.rows ? by_rows_.of(map.height - 1) : 0), map_(map), place_(place) {}
 
-  // Stores `value`, of channels from `c` on, to all of them, or to all others.
+  // Stores `value`, of channels from `c` on, to all of them, this block being one, or to all others.
   template <class T, class V>
   __device__ __forceinline__ void give(int y, int x, int c, const V& value, bool itself) const {
     int begin = 0, end = place_.size;
@@ -51,9 +50,10 @@ class Holders {
       end = (least(by_rows_.of(y + map_.above), last_) + 1) << map_.group_bits;
     }
 #pragma unroll 1
-    for (int rank = begin; rank < end; ++rank) {
+    for (int k = itself ? 0 : 1; k < end - begin; ++k) {  // each block begins with another, and not all with the first
+      const int rank = place_.rank + k < end ? place_.rank + k : place_.rank + k - (end - begin);
       const Local<T> map(map_, rank);
-      if (itself || rank != place_.rank) store(peer(map.row(y) + (x * map.pitch + c), rank), value);
+      store(peer(map.row(y) + (x * map.pitch + c), rank), value);
     }
   }
 
@@ -111,8 +111,9 @@ template <class T>
 __device__ __forceinline__ void tell_means(const Stage& s, const Place& place, int first) {
   const int begin = place.rank * s.channels + first;
   const auto means = shared_at<float>(s.squeeze.means) + begin;
-  sum_pixels<T>(expanded_tile<T>(s), s.expanded_pitch, s.in.height * s.in.width, s.step, [&](int c, float sum) {
-    if (begin + c < s.outputs) tell_all(means + c, sum * s.squeeze.per_pixel, place);
+  sum_pixels<T>(expanded_tile<T>(s), s.expanded_pitch, s.in.height * s.in.width, s.step, [&](Total total) {
+    total.value *= s.squeeze.per_pixel;
+    if (begin + total.row < s.outputs) tell_all(means + total.row, total, place);
   });
 }
 
@@ -123,7 +124,7 @@ __device__ __forceinline__ void run_block(const Stage& s, Stream<T>& stream, con
   const Local<T> in(s.in, place.rank);
   const bool excites = s.squeeze.squeezed > 0, by_bands = s.bound && !excites;  // else all windows come before projecting
   const SharedPtr<T> windowed = windowed_pixels<T>(s);
-  clear_rows<T>(s, 0, (s.band - 1) * s.stride + s.kernel);
+  clear_border<T>(s, (s.band - 1) * s.stride + s.kernel);
   SharedPtr<std::uint8_t> chunk;
   if (s.bound) chunk = stream.next();
   int past = begin;
@@ -132,7 +133,7 @@ __device__ __forceinline__ void run_block(const Stage& s, Stream<T>& stream, con
     past = least(row + s.band, end);
     const Band band(s, row, past);
     const SharedPtr<T> to = windowed + (by_bands ? 0 : (row - begin) * s.out.width * s.windowed_pitch);
-    if (row > begin) clear_rows<T>(s, band.bottom - band.first, band.count);  // below the image, where others were
+    clear_rows<T>(s, 0, band.top - band.first), clear_rows<T>(s, band.bottom - band.first, band.count);
 #pragma unroll 1
     for (int step = 0; step * s.step < s.channels; ++step) {
       if (!s.bound) chunk = stream.next();

@@ -23,25 +23,34 @@ __device__ __forceinline__ void multiply_chunk(SharedPtr<std::uint8_t> chunk, in
   });
 }
 
-// Sums of so many pixels of `channels` channels: use(channel, sum) for each.
+// Sums of so many pixels: use(Total) for each of `channels` channels, a multiple of 8, which four lanes of a warp take for
+// one pixel in eight each.
 template <class T, class Use>
 __device__ __forceinline__ void sum_pixels(SharedPtr<const T> pixels, int pitch, int count, int channels, Use use) {
+  const int lane = lane_index(), first = lane / 4;
 #pragma unroll 1
-  for (int c = 2 * thread_index(); c < channels; c += 2 * kNetworkThreads) {
+  for (int c = thread_index() / 32 * 8; c < channels; c += kNetworkWarps * 8) {
+    const SharedPtr<const T> from = pixels + (c + lane % 4 * 2);
     float2 sum = {0.0f, 0.0f};
 #pragma unroll 4
-    for (int i = 0; i < count; ++i) {
-      const float2 value = unpack<T>(load<std::uint32_t>(pixels + (i * pitch + c)));
+    for (int i = first; i < count; i += 8) {
+      const float2 value = unpack<T>(load<std::uint32_t>(from + i * pitch));
       sum.x += value.x, sum.y += value.y;
     }
-    use(c, sum.x), use(c + 1, sum.y);
+#pragma unroll
+    for (int mask = 4; mask < 32; mask *= 2) {
+      sum.x += shuffle_xor(sum.x, mask), sum.y += shuffle_xor(sum.y, mask);
+    }
+    use(Total{c + lane % 4 * 2, 0, sum.x, first, 8}), use(Total{c + lane % 4 * 2 + 1, 0, sum.y, first, 8});
   }
 }
 
-// A number to the same place of every block of the cluster.
-__device__ __forceinline__ void tell_all(SharedPtr<float> to, float value, const Place& place) {
+// To the same place of every block of the cluster, from the next one on, by the lanes that have it.
+__device__ __forceinline__ void tell_all(SharedPtr<float> to, const Total& total, const Place& place) {
 #pragma unroll 1
-  for (int rank = 0; rank < place.size; ++rank) store(peer(to, rank), value);
+  for (int k = total.copy; k < place.size; k += total.copies) {
+    store(peer(to, (place.rank + 1 + k) & (place.size - 1)), total.value);
+  }
 }
 
 // out[i] = what `finish` makes of the sum over `count` parts, [count, pitch], for i < `length`.
@@ -67,13 +76,16 @@ __device__ __forceinline__ void take_means(const Stage& s, const Place& place, S
   const auto mean = [&](float sum) { return sum * q.per_pixel; };
   __syncthreads();  // behind the windows
   if (member.groups == 1) {
-    sum_pixels<T>(windowed, s.windowed_pitch, pixels, s.channels, [&](int c, float sum) { store(means + c, mean(sum)); });
+    sum_pixels<T>(windowed, s.windowed_pitch, pixels, s.channels, [&](const Total& total) {
+      if (total.copy == 0) store(means + total.row, mean(total.value));
+    });
     return;
   }
-  sum_pixels<T>(windowed, s.windowed_pitch, pixels, s.channels, [&](int c, float sum) {
-    const int channel = member.number * s.channels + c;
+  sum_pixels<T>(windowed, s.windowed_pitch, pixels, s.channels, [&](const Total& total) {
+    const int channel = member.number * s.channels + total.row;
     const auto to = parts + (member.group * q.slice + by_slice.rest(channel));
-    q.alone ? tell_all(to, sum, place) : store(peer(to, by_slice.of(channel)), sum);
+    if (q.alone) return tell_all(to, total, place);
+    if (total.copy == 0) store(peer(to, by_slice.of(channel)), total.value);
   });
   sync_cluster();
   const int first = q.alone ? 0 : place.rank * q.slice;
@@ -83,10 +95,28 @@ __device__ __forceinline__ void take_means(const Stage& s, const Place& place, S
   for (int i = own + thread_index(); i < q.slice; i += kNetworkThreads) store(means + i, 0.0f);
 }
 
-// The scale of this block's channels, of which `pixels` lie in shared memory. Hidden units are sums of what each block
-// makes of the means of its slice, and its scales go to those who have the channels.
 template <class T>
-__device__ __forceinline__ void excite(const Stage& s, Stream<T>& stream, const Place& place, SharedPtr<const T> windowed,
+__device__ __forceinline__ void scale_pixels(SharedPtr<T> pixels, int pitch, int count, int channels,
+                                             SharedPtr<const float> scale) {
+  const int eights = channels / 8;
+  const Quotient by_eights(eights);
+#pragma unroll 1
+  for (int i = thread_index(); i < count * eights; i += kNetworkThreads) {
+    const int c = by_eights.rest(i) * 8;
+    const SharedPtr<T> at = pixels + (by_eights.of(i) * pitch + c);
+    float values[8], factors[8];
+    load<Eight<T>>(at).unpack(values);
+    load_floats(factors, scale + c);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) values[k] *= factors[k];
+    store(at, Eight<T>::packed(values));
+  }
+}
+
+// Scales this block's channels, of which `pixels` lie in shared memory. Hidden units are sums of what each block makes of
+// the means of its slice, and its scales go to those who have the channels.
+template <class T>
+__device__ __forceinline__ void excite(const Stage& s, Stream<T>& stream, const Place& place, SharedPtr<T> windowed,
                                        int pixels) {
   const Squeeze& q = s.squeeze;
   const Member member(s, place);
@@ -97,7 +127,7 @@ __device__ __forceinline__ void excite(const Stage& s, Stream<T>& stream, const 
 #pragma unroll 1
   for (int first = 0; first < q.squeezed; first += q.units) {
     multiply_chunk<T, 8>(stream.next(), least(q.units, q.squeezed - first), q.slice, means, [&](Total total) {
-      if (!q.alone) return give_all(told + (place.rank * q.squeezed + first + total.row), total, place.size);
+      if (!q.alone) return tell_all(told + (place.rank * q.squeezed + first + total.row), total, place);
       if (total.copy == 0) store(hidden + (first + total.row), unit(total.value));
     });
   }
@@ -121,7 +151,8 @@ __device__ __forceinline__ void excite(const Stage& s, Stream<T>& stream, const 
       }
     });
   }
-  if (!q.alone && member.groups > 1) sync_cluster();
+  !q.alone && member.groups > 1 ? sync_cluster() : __syncthreads();
+  scale_pixels<T>(windowed, s.windowed_pitch, pixels, s.channels, scale);
 }
 
 }  // namespace mbv3fast

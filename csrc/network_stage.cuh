@@ -68,7 +68,7 @@ struct alignas(16) Chunk {
 template <class T>
 struct Network {
   GlobalPtr<const std::uint8_t> weights;  // as the kernel reads them, one chunk behind another
-  GlobalPtr<const Stage> stages;
+  GlobalPtr<const std::uint8_t> stages;   // the table
   GlobalPtr<const Chunk> chunks;
   GlobalPtr<const T> x;                   // [images, channels, height, width], `along` its axes so many elements; or
   GlobalPtr<const std::uint8_t> bytes;    // the same in bytes, which become byte * factor - shift
@@ -76,9 +76,8 @@ struct Network {
   GlobalPtr<T> out;                       // [images, outputs]
   GlobalPtr<std::int64_t> stamps;         // [blocks, stages + 1], or null: when each began its last image's stages
   std::int64_t along[4];
-  std::int64_t images;
-  std::int32_t stage_count, chunk_count, cluster, clusters;
-  std::int32_t slot;                      // bytes of a chunk in shared memory, which begins with them
+  std::int32_t images, stage_count, chunk_count, cluster, clusters;
+  std::int32_t slot, table;               // bytes of a chunk in shared memory, which begins with three; the stages' place
 };
 
 }  // namespace mbv3fast

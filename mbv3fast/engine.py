@@ -106,8 +106,9 @@ class Engine:
         return values
 
     def _factors_on(self, device: torch.device) -> dict[str, Tensor]:
-        if device not in self._factors:
-            self._factors[device] = dict(zip(("factor", "shift"), self.preprocess.factors(device), strict=True))
+        if device not in self._factors:  # graphs read the first ones, whichever thread made them
+            made = dict(zip(("factor", "shift"), self.preprocess.factors(device), strict=True))
+            self._factors.setdefault(device, made)
         return self._factors[device]
 
 

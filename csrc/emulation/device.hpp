@@ -145,9 +145,6 @@ SharedPtr<T> view(SharedPtr<U> memory) {
   return {memory.block, memory.offset};
 }
 
-template <class T>
-void prefetch(GlobalPtr<T>) {}
-
 // Products of tensor cores until now, for want of a clock.
 inline std::int64_t now() { return emulation::done().products; }
 

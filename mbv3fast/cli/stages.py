@@ -43,8 +43,8 @@ def stages(model: str, size: int, blocks: str, dtype: str, markdown: bool) -> No
     of = zip(stage_names(plan), works, found.taken, strict=True)
     rows = [_row(name, work, taken) for name, work, taken in of]
     seconds = LAUNCH + sum(work.busiest.seconds for work in works)
-    barriers = 1 + sum(work.busiest.cluster_barriers for work in works)
-    inner = sum(work.busiest.barriers for work in works)
+    barriers = sum(work.busiest.cluster_barriers for work in works)
+    inner = 1 + sum(work.busiest.barriers for work in works)
     rows.append(("all", *[""] * (len(_COLUMNS) - 3), f"{barriers} + {inner}", f"{1e6 * seconds:.1f}"))
     title = f"{model}, input [1, 3, {size}, {size}], {dtype}, a cluster of {blocks}"
     click.echo(f"{title}: counted, not measured" + "\n" * markdown)

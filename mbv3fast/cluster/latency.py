@@ -22,7 +22,7 @@ _TO_PEERS = 11  # bytes; Luo et al. 2024 (arXiv 2402.13499) saw 2.65 TB/s of a w
 _SUMS = 64  # multiply-adds; 128 is the rating, and numbers are converted and read besides
 _FINISHED = 24  # sums that are activated, rounded and stored; the image's numbers
 _CLUSTER_BARRIER, _BLOCK_BARRIER = 400, 40
-LAUNCH = (3000 + _CLUSTER_BARRIER) / CLOCK  # seconds until all blocks of a cluster run
+LAUNCH = 3000 / CLOCK  # seconds until all blocks of a cluster run
 
 
 class Work(NamedTuple):
@@ -193,10 +193,10 @@ def _excite(stage: Stage, rank: int, blocks: int) -> Work:
         return Work()
     sums = 2 * squeeze.squeezed * squeeze.slice
     if squeeze.alone:
-        return Work(sums=sums, remote=4 * stage.channels * others, cluster_barriers=int(groups > 1), barriers=1)
+        return Work(sums=sums, remote=4 * stage.channels * others, cluster_barriers=int(groups > 1), barriers=2)
     told = Work(sums=sums, remote=4 * squeeze.squeezed * others, cluster_barriers=1, barriers=1)
     if groups == 1:
-        return told
+        return told.plus(Work(barriers=1))
     first = rank % stage.sharing * stage.channels
     begin, end = _share(rank, squeeze.slice, stage.sharing * stage.channels)
     kept = max(min(end, first + stage.channels) - max(begin, first), 0)  # of the channels whose sums and scales it has

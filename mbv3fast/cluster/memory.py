@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mbv3fast.cluster.chunks import aligned, in_eights, pitch_of
 from mbv3fast.cluster.parts import Parts, UncutError, sizes
-from mbv3fast.cluster.table import Map
+from mbv3fast.cluster.table import Map, Stage
 from mbv3fast.cuda.compiled import shared_limit
 
 SHARED_BYTES = shared_limit(90)  # of a block, on Hopper
@@ -30,6 +31,8 @@ class Cut:
 
     def __post_init__(self) -> None:
         sizes = (1, *self.sharing, self.blocks)
+        if self.blocks > 1 and self.sharing[:1] != (1,):
+            raise ValueError(f"sharing: got {self.sharing}, needs 1 first, as the stem's rows are of single blocks")
         if any(size.bit_count() != 1 for size in sizes) or sizes != tuple(sorted(sizes)):
             raise ValueError(
                 f"sharing: got {self.sharing} of {self.blocks} blocks, needs powers of 2, none below another"
@@ -37,7 +40,8 @@ class Cut:
 
 
 class Memory:
-    """The ring of weights first; behind it feature maps at both ends in turn, and what a stage needs between them.
+    """The ring of weights first, the table of stages last; feature maps at both ends of the rest in turn, and between
+    them what a stage needs.
 
     Map 0 is the stem's output, map i + 1 that of block i. Maps that blocks of a cluster write into each other's memory
     are never where what they still read may lie: those of a stage and of the next one are apart.
@@ -47,7 +51,8 @@ class Memory:
         self.cut = cut
         self.shapes = sizes(parts, size)
         self._parts = parts
-        self._begin = SLOTS * cut.slot
+        stages = len(parts.blocks) + len(parts.linears) + 3  # the ends are a stem, a mean, and a layer more
+        self._begin, self._end = SLOTS * cut.slot, SHARED_BYTES - stages * ctypes.sizeof(Stage)
         self._computed, self._held = self._rows_of_maps()
         self.taken = 0  # bytes of the stage that was placed last, the ring's included
         self.maps = [self._map(index) for index in range(len(self.shapes))]
@@ -88,7 +93,7 @@ class Memory:
             rows, above, below = self._held[index], top, max(block.kernel - block.stride - top, 0)
         pitch = channels if channels <= 16 else pitch_of(channels)  # two rows of 16 share banks, one more pays less
         place = Map(0, pitch, shape.height, shape.width, channels, rows, above, below, sharing.bit_length() - 1)
-        place.at = self._begin if index % 2 == 0 else SHARED_BYTES - length(place)
+        place.at = self._begin if index % 2 == 0 else self._end - length(place)
         return place
 
     def place(self, lengths: Sequence[int], *maps: Map) -> list[int]:
@@ -97,7 +102,7 @@ class Memory:
         Raises UncutError where there is no room.
         """
         begin = max([self._begin, *(place.at + length(place) for place in maps if place.at == self._begin)])
-        end = min([SHARED_BYTES, *(place.at for place in maps if place.at != self._begin)])
+        end = min([self._end, *(place.at for place in maps if place.at != self._begin)])
         places = []
         for size in lengths:
             places.append(begin)

@@ -93,6 +93,8 @@ def read_parts(plan: Plan) -> Parts:
     stem, *middle = plan.steps
     if stem.op != "stem_conv" or stem.options["stride"] != 2 or stem.tensors["weight"].shape[-1] != 3:
         raise UncutError(f"{stem.name} is no 3x3 convolution at stride 2")
+    if len(stem.tensors["weight"]) % 8:
+        raise UncutError(f"{stem.name} has {len(stem.tensors['weight'])} channels, needs a multiple of 8")
     if stem.tensors["weight"].shape[1] > STEM_CHANNELS:
         raise UncutError(f"{stem.name} has {stem.tensors['weight'].shape[1]} input channels, needs up to 4")
     count = next((i for i, step in enumerate(middle) if step.op not in _BLOCKS), len(middle))

@@ -87,8 +87,8 @@ class ClusterNetwork:
 
     def _found(self, size: Size, device: torch.device) -> _Tables | str:
         key = device, size
-        if key not in self._tables:
-            self._tables[key] = self._made(size, device)
+        if key not in self._tables:  # where two threads make it, both use the first one's
+            self._tables.setdefault(key, self._made(size, device))
         return self._tables[key]
 
     def _made(self, size: Size, device: torch.device) -> _Tables | str:
@@ -104,5 +104,8 @@ class ClusterNetwork:
                 reasons.append(str(uncut))
                 continue
             stages, chunks = (as_bytes(table).to(device) for table in (found.stages, found.chunks))
-            return _Tables(found, found.weights.to(device), stages, chunks, clusters)
+            weights = found.weights.to(device)
+            if device.type == "cuda":  # the kernel reads them before it waits for what else its stream does
+                torch.cuda.current_stream(device).synchronize()
+            return _Tables(found, weights, stages, chunks, clusters)
         return reasons[0] if reasons else "the device has no clusters of blocks"
