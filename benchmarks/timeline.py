@@ -24,12 +24,12 @@ from mbv3fast.cluster.run import ClusterNetwork
 _WARM = 20  # calls before the one that is drawn
 
 
-def stamps_of(variant: str, size: int, batch: int = 1) -> tuple[Tensor, list[tuple[str, float]]]:
-    """Stamps [blocks, stages + 1] of a forward, and each stage's name and predicted seconds."""
+def stamps_of(variant: str, size: int) -> tuple[Tensor, list[tuple[str, float]]]:
+    """Stamps [blocks of a cluster, stages + 1] of an image, and each stage's name and predicted seconds."""
     model = (large if variant == "large" else small)(plan="network").half().eval().to(DEVICE)
     plan = model.plan("network")
     network = ClusterNetwork(plan)
-    x = torch.randn(batch, 3, size, size, device=DEVICE).half()
+    x = torch.randn(1, 3, size, size, device=DEVICE).half()
     with torch.inference_mode():
         for _ in range(_WARM if DEVICE == "cuda" else 0):
             network(x)

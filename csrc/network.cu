@@ -106,7 +106,8 @@ int run(const Args& a, void* stream) {
   p.out = activations(static_cast<T*>(a.out), a.images * a.outputs);
   p.stamps = activations(a.stamps, a.stamps ? std::int64_t{a.cluster} * a.clusters * (a.stage_count + 1) : 0);
   for (int i = 0; i < 4; ++i) p.along[i] = along[i];
-  p.images = static_cast<int>(a.images), p.stage_count = a.stage_count, p.chunk_count = a.chunk_count, p.cluster = a.cluster, p.clusters = a.clusters;
+  p.images = static_cast<int>(a.images), p.stage_count = a.stage_count, p.chunk_count = a.chunk_count;
+  p.cluster = a.cluster, p.clusters = a.clusters;
   p.slot = a.slot, p.table = a.shared_bytes - table_bytes(a);
   Launch how;
   how.blocks = std::int64_t{a.cluster} * a.clusters;

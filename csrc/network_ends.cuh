@@ -1,15 +1,15 @@
 // The ends of the network: the stem, which reads the image, and the linear layers.
 #pragma once
 
-#include "network_block.cuh"
+#include "network_windows.cuh"
 #include "network_squeeze.cuh"
 
 namespace mbv3fast {
 
 constexpr int kStemChannels = 4;  // of a pixel in shared memory, so that three pixels' are what a row of a window has
 
-// An image's rows from `first` on, `count` of them, with its border, into the tile; zeros outside of the image. V is what it
-// is made of, which `convert` makes numbers of.
+// An image's rows from `first` on, `count` of them, with its border, into the tile; zeros outside of the image. It is of V,
+// which `convert` makes numbers of.
 template <class T, class V, class Convert>
 __device__ __forceinline__ void load_image(const Network<T>& p, GlobalPtr<const V> x, const Stage& s, std::int64_t image,
                                            int first, int count, Convert convert) {
@@ -36,8 +36,11 @@ __device__ __forceinline__ void load_image(const Network<T>& p, GlobalPtr<const 
       const int i = begin + k * kNetworkThreads;
       float values[kStemChannels];
 #pragma unroll
-      for (int c = 0; c < kStemChannels; ++c) values[c] = inside[k] && c < s.in.channels ? convert(found[k][c], c) : 0.0f;
-      if (i < pixels) store(tile + i * kStemChannels, uint2{pack<T>(values[0], values[1]), pack<T>(values[2], values[3])});
+      for (int c = 0; c < kStemChannels; ++c) {
+        values[c] = inside[k] && c < s.in.channels ? convert(found[k][c], c) : 0.0f;
+      }
+      const uint2 pixel = {pack<T>(values[0], values[1]), pack<T>(values[2], values[3])};
+      if (i < pixels) store(tile + i * kStemChannels, pixel);
     }
   }
 }
@@ -70,7 +73,8 @@ __device__ __forceinline__ void run_stem(const Network<T>& p, const Stage& s, St
   const Quotient by_columns(columns), by_tiles(tiles);
 #pragma unroll 1
   for (int tile = thread_index() / 32; tile < (end - begin) * tiles * columns; tile += kNetworkWarps) {
-    const int strip = by_columns.of(tile), n = by_columns.rest(tile) * 16, x = by_tiles.rest(strip) * 16, y = by_tiles.of(strip);
+    const int strip = by_columns.of(tile), n = by_columns.rest(tile) * 16;
+    const int x = by_tiles.rest(strip) * 16, y = by_tiles.of(strip);
     float sums[1][1][2][4] = {};
 #pragma unroll 1
     for (int ky = 0; ky < 3; ++ky) {

@@ -3,15 +3,15 @@
 // projects what it needs no one for. What comes out goes to all whose windows reach it.
 #pragma once
 
-#include "network_block.cuh"
+#include "network_windows.cuh"
 #include "network_squeeze.cuh"
 
 namespace mbv3fast {
 
 // Projects pixels from row `begin` on to outputs from `first` on: into the map, or as parts to those whose pixels they are.
 template <class T>
-__device__ __forceinline__ void project(const Stage& s, const Place& place, SharedPtr<const T> windowed, int begin, int pixels,
-                                        SharedPtr<std::uint8_t> chunk, int first, int outputs) {
+__device__ __forceinline__ void project(const Stage& s, const Place& place, SharedPtr<const T> windowed, int begin,
+                                        int pixels, SharedPtr<std::uint8_t> chunk, int first, int outputs) {
   const Member member(s, place);
   const Local<T> in(s.in, place.rank), out(s.out, place.rank);
   const bool alone = s.group_bits == 0;
@@ -81,7 +81,8 @@ __device__ __forceinline__ void publish(const Map& map, int begin, int end, cons
 
 // Adds up this block's of the pixels that begin at row `begin`.
 template <class T>
-__device__ __forceinline__ void add_up(const Stage& s, const Place& place, SharedPtr<const float> bias, int begin, int pixels) {
+__device__ __forceinline__ void add_up(const Stage& s, const Place& place, SharedPtr<const float> bias, int begin,
+                                       int pixels) {
   const Member member(s, place);
   const Holders holders(s.out, place);
   const auto sums = shared_at<float>(s.sums);
@@ -122,7 +123,8 @@ template <class T>
 __device__ __forceinline__ void run_block(const Stage& s, Stream<T>& stream, const Place& place) {
   const int begin = least((place.rank >> s.group_bits) * s.rows, s.out.height), end = least(begin + s.rows, s.out.height);
   const Local<T> in(s.in, place.rank);
-  const bool excites = s.squeeze.squeezed > 0, by_bands = s.bound && !excites;  // else all windows come before projecting
+  const bool excites = s.squeeze.squeezed > 0;
+  const bool projects_bands = s.bound && !excites;  // else all windows come first
   const SharedPtr<T> windowed = windowed_pixels<T>(s);
   clear_border<T>(s, (s.band - 1) * s.stride + s.kernel);
   SharedPtr<std::uint8_t> chunk;
@@ -132,7 +134,7 @@ __device__ __forceinline__ void run_block(const Stage& s, Stream<T>& stream, con
     const int row = past;
     past = least(row + s.band, end);
     const Band band(s, row, past);
-    const SharedPtr<T> to = windowed + (by_bands ? 0 : (row - begin) * s.out.width * s.windowed_pitch);
+    const SharedPtr<T> to = windowed + (projects_bands ? 0 : (row - begin) * s.out.width * s.windowed_pitch);
     clear_rows<T>(s, 0, band.top - band.first), clear_rows<T>(s, band.bottom - band.first, band.count);
 #pragma unroll 1
     for (int step = 0; step * s.step < s.channels; ++step) {
@@ -148,14 +150,14 @@ __device__ __forceinline__ void run_block(const Stage& s, Stream<T>& stream, con
       if (s.bound) __syncthreads();
     }
     if (s.kind == StageKind::mean) return sync_cluster();
-    if (past < end && !by_bands) continue;
+    if (past < end && !projects_bands) continue;
     if (excites) excite<T>(s, stream, place, windowed, (end - begin) * s.out.width);
-    const int from = by_bands ? row : begin, pixels = (past - from) * s.out.width;
+    const int from = projects_bands ? row : begin, pixels = (past - from) * s.out.width;
 #pragma unroll 1
     for (int first = 0; first < s.out.channels; first += s.projected) {
       const SharedPtr<std::uint8_t> behind = chunk + s.channels / s.step * StepWeights<T>::size(s);
-      const SharedPtr<std::uint8_t> weights = by_bands ? behind : stream.next();
-      project<T>(s, place, windowed, from, pixels, weights, first, least(s.projected, s.out.channels - first));
+      const SharedPtr<std::uint8_t> matrix = projects_bands ? behind : stream.next();
+      project<T>(s, place, windowed, from, pixels, matrix, first, least(s.projected, s.out.channels - first));
     }
   } while (past < end);
   if (s.group_bits == 0) {

@@ -48,18 +48,18 @@ struct alignas(16) Stage {
   std::int32_t band;      // rows of the output at once
   std::int32_t bound;     // whether all bands use one chunk of weights; it is that of the projection too, if no
                           // squeeze-excite comes between
-  std::int32_t projected; // outputs of a chunk of the projection, else
+  std::int32_t projected; // outputs of a chunk of the projection, where it has its own
   Tiling expand_tiles, project_tiles;
   std::int32_t expanded, expanded_pitch, expanded_width;  // [rows of a band's windows, width with its padding, step]
   std::int32_t windowed, windowed_pitch;                  // [pixels, channels]
   std::int32_t sums, pixels;      // where blocks share channels: [blocks of a group, pixels of each, outputs] float32
   std::int32_t inputs, outputs;   // of a linear layer
-  std::int32_t chunks;            // of weights
+  std::int32_t chunks;            // of weights, of a linear layer
   Squeeze squeeze;
 };
 
-// A part of the weights, a multiple of 16 bytes, in so many copies, a power of 2, one behind another: block r takes the r-th, modulo
-// all.
+// A part of the weights, a multiple of 16 bytes, in `copies` copies, a power of 2, one behind another: block r takes copy
+// r % copies.
 struct alignas(16) Chunk {
   std::int64_t offset;
   std::int32_t bytes, copies;
@@ -77,7 +77,7 @@ struct Network {
   GlobalPtr<std::int64_t> stamps;         // [blocks, stages + 1], or null: when each began its last image's stages
   std::int64_t along[4];
   std::int32_t images, stage_count, chunk_count, cluster, clusters;
-  std::int32_t slot, table;               // bytes of a chunk in shared memory, which begins with three; the stages' place
+  std::int32_t slot, table;               // shared memory begins with three chunks of `slot` bytes; where stages lie there
 };
 
 }  // namespace mbv3fast

@@ -12,8 +12,8 @@ template <class T>
 class Stream {
  public:
   // Of so many passes through the table.
-  __device__ Stream(const Network<T>& p, int rank, std::int64_t passes) : p_(p), rank_(rank), left_(passes * p.chunk_count) {
-    chunk_ = load<Chunk>(p_.chunks);
+  __device__ Stream(const Network<T>& p, int rank, std::int64_t passes)
+      : p_(p), rank_(rank), left_(passes * p.chunk_count), chunk_(load<Chunk>(p.chunks)) {
 #pragma unroll
     for (int i = 0; i < kSlots - 1; ++i) send();
   }
@@ -31,7 +31,8 @@ class Stream {
   __device__ void send() {
     if (left_ > 0) {
       const SharedPtr<std::uint8_t> to = shared_memory() + slot_ * p_.slot;
-      const GlobalPtr<const std::uint8_t> from = p_.weights + (chunk_.offset + std::int64_t{rank_ & (chunk_.copies - 1)} * chunk_.bytes);
+      const std::int64_t copy = rank_ & (chunk_.copies - 1);
+      const GlobalPtr<const std::uint8_t> from = p_.weights + (chunk_.offset + copy * chunk_.bytes);
 #pragma unroll 1
       for (int i = 16 * thread_index(); i < chunk_.bytes; i += 16 * kNetworkThreads) copy_async(to + i, from + i);
       sent_ = sent_ + 1 == p_.chunk_count ? 0 : sent_ + 1;

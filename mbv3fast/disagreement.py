@@ -34,7 +34,7 @@ def disagreement(plan: Plan, shape: tuple[int, ...], device: torch.device) -> st
     def random(value: str, dtype: torch.dtype) -> Tensor:
         return torch.randn(shapes[value], generator=generator, device=device).to(dtype)
 
-    for step in () if plan.backend == "network" else plan.steps:
+    for step in () if plan.in_one_launch else plan.steps:
         spec, target = OPS[step.op].spec, target_for(plan, device)
         few = {name: random(value, spec.dtype_of(name, plan.dtype)) for name, value in step.inputs.items()}
         many = {name: _repeated(tensor, shape[0]) for name, tensor in few.items()}

@@ -42,7 +42,7 @@ class Engine:
         self._micro_batch = micro_batch
         self._image_bytes: dict[tuple[int, ...], int] = {}
         self._factors: dict[torch.device, dict[str, Tensor]] = {}
-        self._network = ClusterNetwork(plan) if plan.backend == "network" else None
+        self._network = ClusterNetwork(plan) if plan.in_one_launch else None
         self._calls = _calls(plan) if self._network is None else []
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -69,7 +69,7 @@ class Engine:
 
     def images_at_once(self, shape: tuple[int, ...]) -> int:
         """How many images of an input of `shape` are run together."""
-        if self.plan.backend in ("torch", "network") or self.plan.puts_out_maps:
+        if self.plan.backend == "torch" or self.plan.in_one_launch or self.plan.puts_out_maps:
             return shape[0]
         most = self._micro_batch or max(1, MEMORY // self._bytes_of_one_image(shape[1:]))
         return min(most, shape[0])

@@ -47,7 +47,7 @@ def planned_launches(plan: Plan, shape: Shape, target: Target | None = None) -> 
     """Every launch of a plan of our kernels for an input of `shape` [N, C, H, W], in order; configured for the H100
     unless a `target` says otherwise. Raises ValueError for the network in one launch.
     """
-    if plan.backend == "network":
+    if plan.in_one_launch:
         raise ValueError("plan: got 'network', one launch whose steps have none; needs another (see mbv3fast stages)")
     shapes = plan.shapes(shape)
     for step in plan.steps:

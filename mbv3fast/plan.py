@@ -89,6 +89,11 @@ class Plan:
     outputs: tuple[str, ...]
 
     @property
+    def in_one_launch(self) -> bool:
+        """Whether its steps are stages of a kernel, not launches."""
+        return self.backend == "network"
+
+    @property
     def puts_out_maps(self) -> bool:
         """Whether an output is a feature map, not a vector for each image."""
         vectors = {name for step in self.steps if step.op.endswith("linear") for name in step.outputs}
@@ -138,7 +143,7 @@ class Plan:
     def _traffic(self, step: Step, inputs: Mapping[str, Shape], output: Shape, target: Target | None = None) -> Traffic:
         if self.backend == "torch":
             return torch_traffic(step.op, inputs, step.tensors, step.options, output, self.dtype.itemsize)
-        if self.backend == "network":  # the launch is counted at its first step
+        if self.in_one_launch:  # it is counted at its first step
             read = sum(prod(inputs[argument]) for argument, name in step.inputs.items() if name == INPUT)
             written = prod(output) if step.name in self.outputs else 0
             size = self.dtype.itemsize
@@ -150,7 +155,7 @@ class Plan:
         """The most memory that activations take at once, beside the caller's input and the weights."""
         shapes, last_use = self.shapes(shape), self.last_use()
         size = {name: prod(s) * self.dtype.itemsize for name, s in shapes.items()}
-        if self.backend == "network":
+        if self.in_one_launch:
             return sum(size[name] for name in self.outputs)
         live: set[str] = set()
         peak = 0

@@ -12,13 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mbv3fast.cluster.channels import add_channels
 from mbv3fast.cluster.chunks import Chunks
 from mbv3fast.cluster.ends import add_ends, add_stem
 from mbv3fast.cluster.latency import predicted_seconds
 from mbv3fast.cluster.memory import SHARED_BYTES, Cut, Memory
 from mbv3fast.cluster.parts import Parts, UncutError, read_parts, stage_names
-from mbv3fast.cluster.rows import add_rows
+from mbv3fast.cluster.residual import add_block
 from mbv3fast.cluster.search import fastest
 from mbv3fast.cluster.table import Chunk, Stage
 from mbv3fast.plan import Plan
@@ -32,7 +31,8 @@ CLUSTERS = (16, 8)  # blocks of a cluster, the best first; more than 8 not every
 class ClusterPlan:
     """What a launch of the kernel needs, for images of one size.
 
-    weights: bytes, the chunks one behind another. taken: of each stage the bytes of shared memory.
+    weights: uint8, the chunks one behind another. taken: bytes of shared memory that each stage takes, ring and table
+    included; stages behind the blocks have one figure.
     """
 
     cut: Cut
@@ -95,8 +95,7 @@ def _draft(parts: Parts, size: tuple[int, int], how: Cut) -> _Draft:
     stages = [add_stem(parts.stem, size, memory, chunks)]
     taken = [memory.taken]
     for index, block in enumerate(parts.blocks):
-        add = add_rows if how.sharing[index] == 1 else add_channels
-        stages.append(add(block, index, memory, chunks))
+        stages.append(add_block(block, index, memory, chunks))
         taken.append(memory.taken)
     stages += add_ends(parts, memory, chunks)
     taken += [memory.taken] * (len(stages) - len(taken))

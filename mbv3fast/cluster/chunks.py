@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbv3fast.cluster.table import Chunk
 
-Parts = Sequence[Tensor]  # of a chunk, one behind another: matrices, and vectors that are biases
+Pieces = Sequence[Tensor]  # of a chunk, one behind another: matrices, and vectors that are biases
 
 
 def pitch_of(columns: int) -> int:
@@ -58,15 +58,11 @@ class Chunks:
 
     def __init__(self) -> None:
         self.table: list[Chunk] = []
-        self._makers: list[Callable[[], Sequence[Parts]]] = []
+        self._makers: list[Callable[[], Sequence[Pieces]]] = []
         self._size = 0
 
-    def add(self, size: int, make: Callable[[], Parts]) -> None:
-        """A chunk of `size` bytes that is the same for all blocks."""
-        self.add_slices(size, 1, lambda: [make()])
-
-    def add_slices(self, size: int, copies: int, make: Callable[[], Sequence[Parts]]) -> None:
-        """A chunk of `size` bytes in so many copies, of which block r takes the r-th, modulo all."""
+    def add(self, size: int, copies: int, make: Callable[[], Sequence[Pieces]]) -> None:
+        """A chunk of `size` bytes in so many copies, a power of 2, of which block r takes the r-th, modulo all."""
         size = aligned(size)
         self.table.append(Chunk(self._size, size, copies))
         self._makers.append(make)
@@ -78,13 +74,13 @@ class Chunks:
 
     def weights(self, dtype: torch.dtype) -> Tensor:
         """All chunks, bytes: matrices in `dtype`, vectors in float32."""
-        weights = torch.cat([_image(parts, dtype) for make in self._makers for parts in make()])
+        weights = torch.cat([_image(pieces, dtype) for make in self._makers for pieces in make()])
         if len(weights) != self._size:
             raise AssertionError(f"chunks have {len(weights)} bytes, {self._size} were planned")
         return weights
 
 
-def _image(parts: Parts, dtype: torch.dtype) -> Tensor:
-    """Each part in its dtype, behind the others at a multiple of 16 bytes."""
-    images = [part.to(torch.float32 if part.dim() == 1 else dtype).contiguous().view(-1) for part in parts]
+def _image(pieces: Pieces, dtype: torch.dtype) -> Tensor:
+    """Each piece in its dtype, behind the others at a multiple of 16 bytes."""
+    images = [piece.to(torch.float32 if piece.dim() == 1 else dtype).contiguous().view(-1) for piece in pieces]
     return torch.cat([F.pad(image.view(torch.uint8), (0, -image.nbytes % 16)) for image in images])

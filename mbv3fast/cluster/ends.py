@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mbv3fast.cluster.block import steps_of
 from mbv3fast.cluster.chunks import Chunks, in_eights, linear_bytes, matrix_bytes, padded, pitch_of, pitched
 from mbv3fast.cluster.memory import Memory, floats
 from mbv3fast.cluster.parts import STEM_CHANNELS, Part, Parts, UncutError
 from mbv3fast.cluster.table import LINEAR, MEAN, STEM, Map, Stage
 from mbv3fast.cluster.tiling import best_tiling
+from mbv3fast.cluster.windows import steps_of
 
 _WINDOW = 3  # rows and columns of the stem's
 
@@ -22,7 +22,7 @@ def add_stem(stem: Part, size: tuple[int, int], memory: Memory, chunks: Chunks) 
     weight, out = stem["weight"], memory.maps[0]
     padding = stem.shape(size).padding
     outputs, taps = -(-len(weight) // 16) * 16, _WINDOW * 4 * STEM_CHANNELS
-    chunks.add(matrix_bytes(outputs, taps), lambda: _stem_weights(stem, outputs, taps))
+    chunks.add(matrix_bytes(outputs, taps), 1, lambda: [_stem_weights(stem, outputs, taps)])
     width = 2 * out.width + 2  # even, so that rows begin at 16 bytes
     rows = 2 * (out.rows + out.above + out.below) + 1
     tile_bytes = 2 * rows * width * STEM_CHANNELS
@@ -108,7 +108,7 @@ def _add_mean_chunks(stage: Stage, last: Part, blocks: int, chunks: Chunks) -> N
     own, step, inputs = stage.channels, stage.step, stage.input.channels
     slices = functools.partial(_slices, last.matrix("weight"), last["bias"], blocks, own, step, pitch_of(inputs))
     for first in range(0, own, step):
-        chunks.add_slices(matrix_bytes(step, inputs), blocks, functools.partial(slices, first))
+        chunks.add(matrix_bytes(step, inputs), blocks, functools.partial(slices, first))
 
 
 def _linear(layer: _Layer, memory: Memory, chunks: Chunks, last: bool) -> Stage:
@@ -122,7 +122,7 @@ def _linear(layer: _Layer, memory: Memory, chunks: Chunks, last: bool) -> Stage:
     step = -(-own // count)
     slices = functools.partial(_slices, layer.weight, layer.bias, blocks, own, step, inputs)
     for first in range(0, count * step, step):
-        chunks.add_slices(linear_bytes(step, inputs), blocks, functools.partial(slices, first))
+        chunks.add(linear_bytes(step, inputs), blocks, functools.partial(slices, first))
     return Stage(
         kind=LINEAR,
         channels=own,

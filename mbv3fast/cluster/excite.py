@@ -77,7 +77,7 @@ def add_excite(stage: Stage, block: Block, blocks: int, chunks: Chunks) -> None:
     ):
         for first in range(0, count, rows):
             size = linear_bytes(min(rows, count - first), columns)
-            chunks.add_slices(size, shares, functools.partial(_rows, layer, first, rows))
+            chunks.add(size, shares, functools.partial(_rows, layer, first, rows))
 
 
 _Layer = tuple[Sequence[Tensor], Sequence[Tensor]]  # of each block its matrix and its biases

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from mbv3fast.cluster.block import STRIP
 from mbv3fast.cluster.table import BLOCK, LINEAR, MEAN, STEM, Chunk, Map, Stage
 from mbv3fast.cluster.tiling import WARPS, clocks_of, tiles_of
+from mbv3fast.cluster.windows import STRIP
 
 CLOCK = 1.755e9  # of an H100 under load, a second
 # Assumed, each to be replaced by what a timeline shows: in clocks, or bytes and operations a clock of a multiprocessor.
@@ -82,7 +82,7 @@ def work_of(stages: Sequence[Stage], chunks: Sequence[Chunk], blocks: int) -> li
 
 
 def typical_seconds(stage: Stage, blocks: int) -> float:
-    """Of a block in the middle, whose weights are there."""
+    """Of the block whose rank is in the middle; weights aren't counted, of which all ways need as many."""
     work = _WORK[stage.kind](stage, blocks // 2, blocks)
     return work.plus(Work(barriers=chunk_count(stage))).seconds
 
@@ -168,14 +168,30 @@ def _projected(stage: Stage, pixels: int) -> Work:
     return _total(_products(pixels, count, stage.channels, stage.project_tiles) for count in counts)
 
 
-def _rows(stage: Stage, rank: int, blocks: int) -> Work:
-    begin, end = _share(rank, stage.rows, stage.output.height)
-    work = _windows(stage, begin, end)
+def _residual(stage: Stage, rank: int, blocks: int) -> Work:
+    begin, end = _share(rank // stage.sharing, stage.rows, stage.output.height)
     whole = not stage.bound or stage.squeeze.squeezed  # projected at once, else band by band
     parts = [end - begin] if whole else [rows for _, rows in _bands(stage, begin, end)]
+    work = _windows(stage, begin, end).plus(_excite(stage, rank, blocks))
     work = work.plus(_total(_projected(stage, rows * stage.output.width) for rows in parts))
-    remote = _handed(stage.output, rank, begin, end, blocks) * stage.output.width * stage.output.channels * 2
-    return work.plus(_excite(stage, rank, blocks)).plus(Work(remote=remote, cluster_barriers=1, barriers=1))
+    given = _published if stage.sharing == 1 else _added_up
+    return work.plus(given(stage, rank, begin, end, blocks))
+
+
+def _published(stage: Stage, rank: int, begin: int, end: int, blocks: int) -> Work:
+    pixels = _handed(stage.output, rank, begin, end, blocks) * stage.output.width
+    return Work(remote=pixels * stage.output.channels * 2, cluster_barriers=1, barriers=1)
+
+
+def _added_up(stage: Stage, rank: int, begin: int, end: int, blocks: int) -> Work:
+    """Parts of sums to those whose pixels they are, and what becomes of its own to those who want them."""
+    out, pixels = stage.output, (end - begin) * stage.output.width
+    first, last = _share(rank % stage.sharing, stage.pixels, pixels)
+    remote = (pixels - (last - first)) * out.channels * 4
+    for y in range(begin + first // out.width, begin - (-last // out.width)):
+        own = min(last, (y + 1 - begin) * out.width) - max(first, (y - begin) * out.width)  # its pixels of the row
+        remote += own * _handed(out, rank, y, y + 1, blocks) * out.channels * 2
+    return Work(remote=remote, cluster_barriers=2)
 
 
 def _handed(place: Map, rank: int, begin: int, end: int, blocks: int) -> int:
@@ -204,19 +220,6 @@ def _excite(stage: Stage, rank: int, blocks: int) -> Work:
     return told.plus(Work(remote=remote, cluster_barriers=2))
 
 
-def _channels(stage: Stage, rank: int, blocks: int) -> Work:
-    out, number = stage.output, rank % stage.sharing
-    begin, end = _share(rank // stage.sharing, stage.rows, out.height)
-    pixels = (end - begin) * out.width
-    first, last = _share(number, stage.pixels, pixels)
-    remote = (pixels - (last - first)) * out.channels * 4
-    for y in range(begin + first // out.width, begin - (-last // out.width)):
-        own = min(last, (y + 1 - begin) * out.width) - max(first, (y - begin) * out.width)  # its pixels of the row
-        remote += own * _handed(out, rank, y, y + 1, blocks) * out.channels * 2
-    work = _windows(stage, begin, end).plus(_projected(stage, pixels))
-    return work.plus(_excite(stage, rank, blocks)).plus(Work(remote=remote, cluster_barriers=2))
-
-
 def _mean(stage: Stage, rank: int, blocks: int) -> Work:
     steps, pixels = stage.channels // stage.step, stage.input.height * stage.input.width
     begin, end = _share(rank, stage.channels, stage.outputs)
@@ -230,8 +233,4 @@ def _linear(stage: Stage, rank: int, blocks: int) -> Work:
     return Work(sums=sums, remote=(end - begin) * 4 * (blocks - 1), cluster_barriers=1)
 
 
-def _block(stage: Stage, rank: int, blocks: int) -> Work:
-    return (_rows if stage.sharing == 1 else _channels)(stage, rank, blocks)
-
-
-_WORK = {STEM: _stem, BLOCK: _block, MEAN: _mean, LINEAR: _linear}
+_WORK = {STEM: _stem, BLOCK: _residual, MEAN: _mean, LINEAR: _linear}

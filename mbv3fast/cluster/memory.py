@@ -61,7 +61,8 @@ class Memory:
         """Of each map a group's rows, computed by the groups of one stage and held by those of the next.
 
         They are what strides make of an equal share of the first map that every block has the whole of, or a little
-        more, so that groups that become larger divide them.
+        more, so that groups that become larger divide them. Of 14 rows by groups of 1, then 4 of 16 blocks: each of
+        four groups holds 4 rows, of which each block has computed 1.
         """
         sharing, strides = (1, *self.cut.sharing), [block.stride for block in self._parts.blocks]
         heights = [shape.height for shape in self.shapes]
@@ -76,7 +77,7 @@ class Memory:
                     break
             else:
                 return computed, held
-        raise AssertionError
+        raise AssertionError("some share is divisible")
 
     def rows_of(self, index: int) -> int:
         """Of map `index`, those that a group computes."""

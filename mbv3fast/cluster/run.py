@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from mbv3fast.cluster.parts import read_parts
 from mbv3fast.cuda.network import most_clusters, network
 from mbv3fast.plan import Plan
 
+logger = logging.getLogger("mbv3fast")
 Size = tuple[int, int]  # height and width of an image
 
 
@@ -93,6 +95,7 @@ class ClusterNetwork:
 
     def _made(self, size: Size, device: torch.device) -> _Tables | str:
         """For the largest clusters that the device has and the images fit; or why there are none."""
+        logger.info("cutting the network for images of %dx%d, which takes seconds", *size)
         reasons = []
         for blocks in CLUSTERS:
             clusters = most_clusters(blocks, SHARED_BYTES, self._plan.dtype, device)

@@ -13,8 +13,8 @@ _SIZES = (1, 2, 4, 8, 16)  # of groups
 
 
 def fastest(count: int, blocks: int, seconds: Callable[[Cut], float]) -> Cut:
-    """Of a network of `count` blocks: the fastest that goes from rows to channels at once, or where none fits by groups
-    of one size, then of its neighbours. `seconds` is infinite for what doesn't fit.
+    """Of a network of `count` blocks: the fastest that goes from groups of one block to one of all at once, or where
+    none fits by groups of one size between, then of its neighbours. `seconds` is infinite for what doesn't fit.
     """
     sizes = [size for size in _SIZES if size < blocks]
     ends = [(in_rows,) * len(sizes) for in_rows in range(count, 0, -1)]

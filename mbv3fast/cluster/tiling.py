@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from mbv3fast.cluster.table import Stage
-
 WARPS = 8  # of a block
 _TILINGS = ((1, 1), (1, 2), (2, 1), (2, 2))  # rows and columns of 16, as csrc/network_stage.cuh numbers them
 
@@ -23,11 +21,3 @@ def clocks_of(rows: int, columns: int, tiling: int) -> int:
 
 def best_tiling(rows: int, columns: int) -> int:
     return min(range(len(_TILINGS)), key=lambda tiling: (clocks_of(rows, columns, tiling), tiling))
-
-
-def set_tilings(stage: Stage) -> None:
-    """Of a stage whose rows, steps and projected outputs are known."""
-    under = min((stage.band - 1) * stage.stride + stage.kernel, stage.input.height)
-    rows = stage.band if stage.bound and not stage.squeeze.squeezed else stage.rows
-    stage.expand_tiles = best_tiling(under * stage.input.width, stage.step)
-    stage.project_tiles = best_tiling(min(rows, stage.output.height) * stage.output.width, stage.projected)

@@ -39,8 +39,9 @@ def network(
 ) -> None:
     """out = the network that `stages` describe, of x, as `mbv3fast.cluster` cuts it.
 
-    x [N, C, H, W] in any layout, of out's dtype, or of uint8, which becomes x * factor - shift by channel; weights,
-    stages, chunks: bytes; out [N, outputs] float16 or bfloat16. cluster: blocks of one; clusters: of the launch.
+    x [N, C, H, W] in any layout, of out's dtype, or of uint8, which becomes x * factor - shift by channel, both [C]
+    float32; weights [bytes], stages [bytes of a Stage * stage_count], chunks [16 * chunk_count], all uint8; out
+    [N, outputs] float16 or bfloat16; all on one device. cluster: blocks of one; clusters: of the launch.
     stamps [blocks, stage_count + 1] int64: takes when each block began the stages of its last image, and ended, by the
     clock of its multiprocessor.
     pdl: let it start while its predecessor drains. Raises KernelError for what the library refuses.

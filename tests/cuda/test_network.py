@@ -22,7 +22,6 @@ from mbv3fast.cluster import ClusterPlan, Cut, UncutError, as_bytes, cut, cut_as
 from mbv3fast.cluster.latency import Work, predicted_seconds, work_of
 from mbv3fast.cluster.memory import SHARED_BYTES
 from mbv3fast.cluster.run import ClusterNetwork
-from mbv3fast.cluster.table import BLOCK
 from mbv3fast.config import BlockConfig, network
 from mbv3fast.cuda import network as launcher
 from mbv3fast.fast import build
@@ -119,8 +118,6 @@ def test_every_kind_of_stage(emulation: CDLL, name: str, blocks: int, sharing: i
     model, x = made_of(*configs), photographs(2, 64)[:, :, :37, :50].half()
     how = (1,) * in_rows + (sharing,) * in_groups + (blocks,) * (len(configs) - in_rows - in_groups)
     tables = cut_as(plan_of(model), (37, 50), Cut(blocks, 16 * 1024, how))
-    kinds = [(stage.kind, stage.sharing) for stage in tables.stages[1:-3]]
-    assert kinds == [(BLOCK, size) for size in how]
     out = launched(emulation, tables, x)
     agrees(model, out, x)
     assert torch.equal(out, launched(emulation, tables, x, seed=1)), "the order of threads shows"
@@ -208,15 +205,23 @@ def assert_counted(library: CDLL, tables: ClusterPlan) -> None:
     assert done[4] == launcher.THREADS * (total.barriers + blocks), "one before all"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_shared_memory_is_enough_for_every_stage(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "blocks", "fits", "lacks"), [("large", 16, 272, 288), ("small", 16, 384, 416), ("large", 8, 256, 272)]
+)
+def test_sizes_that_a_cluster_holds(name: str, blocks: int, fits: int, lacks: int) -> None:
+    """As docs/network.md says them."""
     plan = plan_of(NETWORKS[name]())
-    for size in ((224, 224), (64, 64), (160, 224), (97, 41)):
-        tables = cut(plan, size)
-        assert len(tables.taken) == len(tables.stages)
-        assert max(tables.taken) <= SHARED_BYTES == 227 * 1024
-        assert max(chunk.bytes for chunk in tables.chunks) <= tables.cut.slot
-        assert 0 < predicted_seconds(tables.stages, tables.chunks, 16) < 1e-3
+    tables = cut(plan, (fits, fits), blocks)
+    assert max(tables.taken) <= SHARED_BYTES == 227 * 1024
+    assert 0 < predicted_seconds(tables.stages, tables.chunks, blocks) < 1e-3
+    with pytest.raises(UncutError, match=f"images of {lacks}x{lacks} don't fit a cluster of {blocks}"):
+        cut(plan, (lacks, lacks), blocks)
+
+
+def test_groups_that_a_cluster_has_not() -> None:
+    for sharing in ((2, 4), (1, 4, 2), (1, 3), (1, 32)):
+        with pytest.raises(ValueError, match=r"^sharing: got \("):
+            Cut(16, 16 * 1024, sharing)
 
 
 @torch.inference_mode(False)
@@ -283,6 +288,10 @@ def test_what_a_cluster_can_not_compute(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_network_of_other_parts() -> None:
     plan = plan_of(short_small())
+    first = replace(PLAIN, in_channels=12, expanded=48)
+    narrow = replace(network("small"), stem=12, blocks=(first,), last_convs=(96,))
+    with pytest.raises(UncutError, match=r"has 12 channels, needs a multiple of 8"):
+        cut(plan_of(build(narrow)), (64, 64))
     with pytest.raises(UncutError, match="has 5 input channels, needs up to 4"):
         cut(plan_of(mbv3fast.small(in_chans=5)), (64, 64))
     with pytest.raises(UncutError, match="a cluster computes a stem, blocks, one last convolution and linear layers"):
@@ -291,7 +300,7 @@ def test_a_network_of_other_parts() -> None:
         cut(replace(plan, steps=plan.steps[1:]), (64, 64))
 
 
-def test_a_timeline(emulation: CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages one after another in every block, by products of tensor cores where there is no clock; as a picture."""
     pytest.importorskip("matplotlib")
     plan, x = plan_of(short_small()), photographs(3, 64).half()
@@ -303,4 +312,3 @@ def test_a_timeline(emulation: CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyP
     timeline.main(["small", "--size", "64", "--out", str(tmp_path / "t.png"), "--json", str(tmp_path / "t.json")])
     assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
     assert len(json.loads((tmp_path / "t.json").read_text())["predicted"]) == stamps.shape[1] - 1
-    assert emulation.mbv3fast_emulated()

@@ -1,5 +1,5 @@
-// The parts of an inverted residual, of rows of its output: expand and project on tensor cores, windows on CUDA cores.
-// The expanded activation is a tile of `step` channels with a border of zeros, which never leaves the block.
+// An inverted residual until it is projected: rows of pixels expanded on tensor cores, and windows on CUDA cores. What is
+// expanded is a tile of `step` channels with a border of zeros, which never leaves the block.
 #pragma once
 
 #include "network_products.cuh"
@@ -115,7 +115,8 @@ __device__ __forceinline__ void depthwise(const Stage& s, const Band& band, cons
   const Quotient by_pairs(pairs), by_strips(strips);
 #pragma unroll 1
   for (int i = thread_index(); i < (band.end - band.begin) * strips * pairs; i += kNetworkThreads) {
-    const int strip = by_pairs.of(i), channel = by_pairs.rest(i) * 2, x = by_strips.rest(strip) * kStrip, y = by_strips.of(strip);
+    const int strip = by_pairs.of(i), channel = by_pairs.rest(i) * 2;
+    const int x = by_strips.rest(strip) * kStrip, y = by_strips.of(strip);
     const float2 bias = load<float2>(weights.bias + channel);
     float sums[2 * kStrip];
 #pragma unroll

@@ -1,8 +1,6 @@
-"""What stages of rows and of channels have in common: geometry of the tile of expanded channels, chunks of a block."""
+"""An inverted residual until it is projected: its tile, and the weights of a step: csrc/network_windows.cuh."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from mbv3fast.cluster.memory import Memory
 from mbv3fast.cluster.parts import Block
 from mbv3fast.cluster.table import BLOCK, Stage
 
-STRIP = 7  # pixels of a row that a thread's windows are of, as csrc/network_block.cuh has them
+STRIP = 7  # pixels of a row that a thread's windows are of, as csrc/network_windows.cuh has them
 
 
 def new_stage(block: Block, index: int, memory: Memory) -> Stage:
@@ -36,23 +34,15 @@ def new_stage(block: Block, index: int, memory: Memory) -> Stage:
     )
 
 
-def tile_bytes(stage: Stage, band: int, step: int) -> int:
-    """Of the expanded channels under the windows of a band."""
-    return 2 * ((band - 1) * stage.stride + stage.kernel) * tile_width(stage) * pitch_of(step)
+def tile_bytes(stage: Stage) -> int:
+    """Of the expanded channels of a step under the windows of a band."""
+    return 2 * ((stage.band - 1) * stage.stride + stage.kernel) * tile_width(stage) * pitch_of(stage.step)
 
 
 def tile_width(stage: Stage) -> int:
     """Columns under the windows of whole strips; no fewer than the image and its border on the left."""
     strips = -(-stage.output.width // STRIP)
     return max((strips * STRIP - 1) * stage.stride + stage.kernel, stage.left + stage.input.width)
-
-
-def with_way(stage: Stage, way: Mapping[str, int]) -> Stage:
-    """A copy that goes through its rows and channels in this way."""
-    copy = Stage.from_buffer_copy(stage)
-    for name, value in way.items():
-        setattr(copy, name, value)
-    return copy
 
 
 def steps_of(channels: int) -> list[int]:
