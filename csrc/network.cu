@@ -54,6 +54,7 @@ __global__ void __launch_bounds__(kNetworkThreads, 1) network_kernel(const __gri
 
 using Args = mbv3fast_network_args;
 constexpr int kMostClusters = 1 << 16;
+constexpr std::int64_t kFarthest = std::int64_t{1} << 40;  // elements from one to the next
 
 void need_cluster(int blocks) {
   need(blocks > 0 && blocks <= 16 && (blocks & (blocks - 1)) == 0, "cluster", blocks, "1, 2, 4, 8 or 16");
@@ -61,11 +62,20 @@ void need_cluster(int blocks) {
 
 std::int64_t table_bytes(const Args& a) { return std::int64_t{a.stage_count} * static_cast<int>(sizeof(Stage)); }
 
+void need_multiple(const char* name, const void* pointer, std::size_t bytes) {
+  const auto rest = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(pointer) % bytes);
+  need(rest == 0, name, rest, "an address that is a multiple of " + std::to_string(bytes));
+}
+
 void check(const Args& a) {
   need_pointer(a.weights, "weights");
   need_pointer(a.stages, "stages");
   need_pointer(a.chunks, "chunks");
   need(a.x != nullptr, "x", 0, "a tensor");
+  need_multiple("x", a.x, a.takes_bytes ? 1 : 2);
+  need_multiple("stamps", a.stamps, sizeof(std::int64_t));
+  const std::int64_t along[4] = {a.along_images, a.along_channels, a.along_rows, a.along_columns};
+  for (const std::int64_t one : along) need(one >= 0 && one < kFarthest, "along_..", one, "0 or more, fewer than 2^40");
   need_pointer(a.out, "out");
   if (a.takes_bytes) need_pointer(a.factor, "factor"), need_pointer(a.shift, "shift");
   need(a.channels > 0 && a.channels <= kStemChannels, "channels", a.channels, "1 to 4");
@@ -138,6 +148,7 @@ int mbv3fast_network_clusters(int32_t cluster, int32_t shared_bytes, int32_t dty
   using namespace mbv3fast;
   return guarded("network_clusters", [&] {
     need_cluster(cluster);
+    need(shared_bytes > 0, "shared_bytes", shared_bytes, "1 or more");
     need_dtype(dtype);
     if (clusters == nullptr) throw Refused{"clusters: got null"};
     *clusters = dtype == MBV3FAST_FLOAT16 ? count_clusters<float16>(cluster, shared_bytes)

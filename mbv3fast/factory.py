@@ -97,14 +97,19 @@ def _filled(checkpoint: Checkpoint, config: NetworkConfig, **named: Any) -> Fuse
 
 
 def load(
-    weights: Any, *, variant: Variant = "large", source: str | None = None, backend: str = "auto"
+    weights: Any,
+    *,
+    variant: Variant = "large",
+    source: str | None = None,
+    backend: str = "auto",
+    plan: str | None = None,
 ) -> FusedMobileNetV3:
     """The model that `weights` belong to, Large or Small as they are; arguments and errors are those of `large`.
 
     variant: "large" or "small", whose published weights a name such as "DEFAULT" means.
     """
     checkpoint = read(weights, variant=variant, source=source)
-    model = _filled(checkpoint, checkpoint.config, backend=backend)
+    model = _filled(checkpoint, checkpoint.config, backend=backend, plan=plan)
     assert isinstance(model, FusedMobileNetV3)
     return model
 

@@ -262,6 +262,8 @@ class Served(Backbone):
         snapshot = Snapshot(self, self._parts())  # before folding, so that edits meanwhile are noticed
         try:
             plan, head_refused = self._lower(Lowering(settings.backend, self._dtype(settings.backend)))
+            if plan.in_one_launch and head_refused:
+                return Built(snapshot, settings, f"its classifier is left to PyTorch: {head_refused}")
             engine = Engine(plan, settings.preprocess, settings.micro_batch)
         except UnsupportedError as unsupported:
             return Built(snapshot, settings, str(unsupported))

@@ -135,6 +135,7 @@ LEGEND = {
     "unit": "computed",
     "one": "of one program",
     "halo": "read by its window",
+    "frame": "nothing",
 }
 
 

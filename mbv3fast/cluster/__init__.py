@@ -73,8 +73,11 @@ def cut(plan: Plan, size: tuple[int, int], blocks: int = CLUSTERS[0]) -> Cluster
 
 
 def cut_as(plan: Plan, size: tuple[int, int], how: Cut) -> ClusterPlan:
-    """The same in the way that is asked for."""
-    return _draft(read_parts(plan), size, how).finished(plan.dtype)
+    """The same in the way that is asked for, which raises ValueError unless it is of as many blocks as the network."""
+    parts = read_parts(plan)
+    if len(how.sharing) != len(parts.blocks):
+        raise ValueError(f"sharing: got {how.sharing}, needs one for each of {len(parts.blocks)} blocks")
+    return _draft(parts, size, how).finished(plan.dtype)
 
 
 class _Draft(NamedTuple):

@@ -66,7 +66,7 @@ def add_ends(parts: Parts, memory: Memory, chunks: Chunks) -> list[Stage]:
     layers += [_Layer(linear["weight"], linear["bias"], linear.activation()) for linear in parts.linears]
     mean = _mean(last, memory)
     tile_bytes = 2 * mean.input.height * mean.input.width * mean.expanded_pitch
-    vectors = [mean.outputs, *(len(layer.weight) for layer in layers)]
+    vectors = [mean.outputs, *(len(layer.weight) for layer in layers[:-1]), 0]  # the last one's go to memory
     mean.expanded, *places = memory.place([tile_bytes, *map(floats, vectors)], mean.input)
     mean.squeeze.means = places[0]
     _add_mean_chunks(mean, last, memory.cut.blocks, chunks)
@@ -81,7 +81,9 @@ def _mean(last: Part, memory: Memory) -> Stage:
     source, outputs = memory.maps[-1], in_eights(len(last["weight"]))
     own = -(-outputs // (16 * memory.cut.blocks)) * 16
     row = matrix_bytes(1, source.channels)
-    step = next(step for step in steps_of(own) if step * row <= memory.cut.slot)
+    step = next((step for step in steps_of(own) if step * row <= memory.cut.slot), 0)
+    if not step:
+        raise UncutError(f"{last.name} has {source.channels} inputs, of which 16 rows are larger than a slot")
     stage = Stage(
         kind=MEAN,
         group_bits=memory.cut.blocks.bit_length() - 1,

@@ -31,6 +31,10 @@ class Cut:
 
     def __post_init__(self) -> None:
         sizes = (1, *self.sharing, self.blocks)
+        if self.slot <= 0 or self.slot % 16:
+            raise ValueError(f"slot: got {self.slot}, needs a multiple of 16")
+        if self.blocks > 16:
+            raise ValueError(f"blocks: got {self.blocks}, needs up to 16")
         if self.blocks > 1 and self.sharing[:1] != (1,):
             raise ValueError(f"sharing: got {self.sharing}, needs 1 first, as the stem's rows are of single blocks")
         if any(size.bit_count() != 1 for size in sizes) or sizes != tuple(sorted(sizes)):

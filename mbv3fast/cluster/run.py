@@ -42,6 +42,10 @@ class ClusterNetwork:
         found = self._found(size, device)
         return found if isinstance(found, str) else ""
 
+    def tables(self, x: Tensor) -> ClusterPlan:
+        """How images of x's size are cut on its device. Raises UncutError for a size that lacks."""
+        return self._needed(x).plan
+
     def timeline(self, x: Tensor) -> Tensor:
         """When each block began the stages of its last image of `x`, and had ended: [blocks, stages + 1] int64, by the
         clocks of multiprocessors, which differ.

@@ -40,7 +40,7 @@ MUTANTS = {
     "no scale of pixels": _squeeze("values[k] *= factors[k];", ""),
     "half of the pixels' sums are left out": _squeeze("mask < 32; mask", "mask < 16; mask"),
     "scales come while others read pixels": _squeeze(
-        "sync_cluster() : __syncthreads();", "sync_cluster() : void();", RACE
+        "sync_cluster() : __syncthreads();", "sync_cluster() : void();", TOO_SOON
     ),
     "no bias behind windows": _windows("sums[2 * o] = bias.x,", "sums[2 * o] = 0.0f,"),
     "no activation behind windows": _windows("    activate_all(s.activation, sums);\n", ""),
@@ -49,15 +49,15 @@ MUTANTS = {
         "  clear_border<T>(s, (s.band - 1) * s.stride + s.kernel);\n", "", UNWRITTEN
     ),
     "rows above the image are not cleared": _residual("clear_rows<T>(s, 0, band.top - band.first), ", "", UNWRITTEN),
-    "rows below the image are not cleared": _residual("clear_rows<T>(s, band.bottom - band.first, band.count);", ";"),
+    "rows below the image are not cleared": _residual("band.bottom - band.first, band.count);", "0, 0);", UNWRITTEN),
     "no barrier between bands": _residual("      if (s.bound) __syncthreads();\n", "", RACE),
-    "no barrier before rows are handed on": _residual(f"  {_BLOCK}    publish", "    publish", RACE),
+    "no barrier before rows are handed on": _residual(f"  {_BLOCK}    publish", "    publish", TOO_SOON),
     "no residual of a group of one": _residual("sum.x += added.x,", "sum.x += 0 * added.x,"),
     "no residual of a larger group": _residual("add(sum, float4{low.x, low.y", "add(sum, float4{0, low.y"),
     "no bias of sums of a group": _residual("float4 sum = load<float4>(bias + c);", "float4 sum = {0, 0, 0, 0};"),
     "the stem's windows are a row too low": _ends("begin * s.stride - s.top", "begin * s.stride"),
     "the stem has no bias": _ends("sum[1] + offset.y", "sum[1]"),
-    "no barrier behind the stem": _ends(f"{_CLUSTER[:-1]}  // in the", f"{_BLOCK[:-1]}  // in the", TOO_SOON),
+    "no barrier behind the stem": _ends(f"{_CLUSTER[:-1]}  // in", f"{_BLOCK[:-1]}  // in", "before a cluster barrier"),
     "every image is the first": _ends("image * p.along[0] + y", "0 * p.along[0] + y"),
     "a chunk is not awaited": _stream("copies<kSlots - 2>();", "copies<kSlots - 1>();", FLIES),
     "a slot is filled while others read it": _stream(

@@ -110,6 +110,9 @@ WRONG = {
     ],
     "network": [
         ("x", None, "got 0, needs a tensor"),
+        ("along_rows", -1, "along_..: got -1, needs 0 or more, fewer than 2^40"),
+        ("along_images", 1 << 62, "along_..: got 4611686018427387904, needs 0 or more, fewer than 2^40"),
+        ("images", 1 << 40, "got 1099511627776, needs 0 or more, fewer than 2^31"),
         ("stages", None, "got null"),
         ("takes_bytes", 1, "factor: got null"),
         ("images", -1, "got -1, needs 0 or more, fewer than 2^31"),
@@ -159,6 +162,12 @@ def test_wrong_ones(emulation: ctypes.CDLL, name: str, field: str, value: int | 
 def test_addresses_that_are_not_aligned(emulation: ctypes.CDLL, name: str, field: str) -> None:
     code, said = call(emulation, name, **{field: BUFFER.data_ptr() + 8})
     assert (code, said) == (REFUSED, f"{name}: {field}: needs to be aligned to 16 bytes")
+
+
+@pytest.mark.parametrize(("field", "off", "needed"), [("x", 1, 2), ("stamps", 4, 8)])
+def test_a_network_of_crooked_addresses(emulation: ctypes.CDLL, field: str, off: int, needed: int) -> None:
+    code, said = call(emulation, "network", **{field: BUFFER.data_ptr() + off})
+    assert (code, said) == (REFUSED, f"network: {field}: got {off}, needs an address that is a multiple of {needed}")
 
 
 def test_a_network_on_a_chip_without_clusters(emulation: ctypes.CDLL) -> None:
