@@ -14,10 +14,10 @@ from mbv3fast.cuda import library
 from mbv3fast.cuda.library import KernelError
 from tests.cuda import network_mutants
 from tests.cuda.checks import Block, check_depthwise_conv, check_inverted_residual, check_pointwise_conv
+from tests.cuda.cut_networks import EXCITED, LAST, NARROW, PLAIN, WIDE, agrees, launched, made_of, plan_of
 from tests.cuda.harness import Window
 from tests.cuda.mutants import COMPARED, FAST, MUTANTS, Mutant
 from tests.cuda.reduced import compiled, copy_sources, cut, mistake
-from tests.cuda.test_network import EXCITED, LAST, NARROW, PLAIN, WIDE, agrees, launched, made_of, plan_of
 from tests.cuda.test_squeeze_excite import Case
 from tests.networks import photographs
 from tests.numerics import assert_agrees

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mbv3fast.cluster import Cut, as_bytes, cut_as
+from tests.cuda.cut_networks import EXCITED, LAST, NARROW, PLAIN, WIDE, made_of, plan_of
 from tests.cuda.reduced import copy_sources, cut, mistake
-from tests.cuda.test_network import EXCITED, LAST, NARROW, PLAIN, WIDE, made_of, plan_of
 
 builder = pytest.importorskip("mbv3fast.csrc.build")
 DRIVER = Path(__file__).parent / "driver.cpp"
