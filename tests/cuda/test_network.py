@@ -126,7 +126,7 @@ def test_networks(emulation: CDLL, name: str, size: int, blocks: int, in_rows: i
     tables = (
         cut(plan, square, blocks)
         if in_rows is None
-        else cut_as(plan, square, Cut(blocks, 28 * 1024, (1,) * in_rows + (blocks,) * (11 - in_rows)))
+        else cut_as(plan, square, Cut(blocks, 24 * 1024, (1,) * in_rows + (blocks,) * (11 - in_rows)))
     )
     out = launched(emulation, tables, x, seed=blocks)
     assert_counted(emulation, tables)

@@ -18,7 +18,7 @@ from torch import nn
 import mbv3fast
 from benchmarks import timeline
 from mbv3fast import BackendError, Preprocess
-from mbv3fast.cluster import ClusterPlan, UncutError, cut
+from mbv3fast.cluster import ClusterPlan, Cut, UncutError, cut, cut_as
 from mbv3fast.cluster.run import ClusterNetwork
 from mbv3fast.config import network
 from mbv3fast.fast import build
@@ -99,6 +99,8 @@ def test_what_a_cluster_can_not_compute(monkeypatch: pytest.MonkeyPatch) -> None
     x = torch.zeros(1, 3, 64, 64).half()
     with torch.inference_mode(False):
         dilated, features = mbv3fast.small(output_stride=16), mbv3fast.small(features_only=True)
+        strange = on_network(short_small())
+        strange.classifier[3] = nn.Sequential(nn.Linear(1024, 3).half())
     with pytest.raises(BackendError, match=r"^plan: 'network' can't serve \(1, 3, 900, 900\): images of 900x900 don't"):
         on_network(short_small())(torch.zeros(1, 3, 900, 900).half())
     with pytest.raises(BackendError, match=r"^plan: 'network' can't serve this model: features\.\S+ has a dilation"):
@@ -107,8 +109,6 @@ def test_what_a_cluster_can_not_compute(monkeypatch: pytest.MonkeyPatch) -> None
         on_network(short_small(), torch.float32)(x.float())
     with pytest.raises(BackendError, match="'network' can't serve this model"):
         on_network(features)(x)
-    strange = on_network(short_small())
-    strange.classifier[3] = nn.Sequential(nn.Linear(1024, 3).half())
     with pytest.raises(BackendError, match="can't serve this model: its classifier is left to PyTorch: "):
         strange(x)
     monkeypatch.setattr("mbv3fast.cluster.run.most_clusters", lambda *_: 0)
@@ -122,9 +122,10 @@ def test_a_network_of_other_parts() -> None:
     narrow = replace(network("small"), stem=12, blocks=(first,), last_convs=(96,))
     with pytest.raises(UncutError, match=r"has 12 channels, needs a multiple of 8"):
         cut(plan_of(build(narrow)), (64, 64))
-    wide = replace(narrow, stem=16, blocks=(replace(PLAIN, out_channels=2048),))
+    halved = replace(PLAIN, stride=2)
+    wide = replace(narrow, stem=16, blocks=(halved, halved, replace(halved, out_channels=2048)))
     with pytest.raises(UncutError, match=r"has 2048 inputs, of which 16 rows are larger than a slot"):
-        cut(plan_of(build(wide)), (32, 32))
+        cut_as(plan_of(build(wide)), (32, 32), Cut(1, 32 * 1024, (1, 1, 1)))
     with pytest.raises(UncutError, match="has 5 input channels, needs up to 4"):
         cut(plan_of(mbv3fast.small(in_chans=5)), (64, 64))
     with pytest.raises(UncutError, match="a cluster computes a stem, blocks, one last convolution and linear layers"):
