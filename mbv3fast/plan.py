@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mbv3fast.backend import OF_CUDA
 from mbv3fast.ops import OPS
 from mbv3fast.ops.spec import Arg, Output, Sizes, Spec
 from mbv3fast.ops.target import Target
@@ -115,7 +116,7 @@ class Plan:
     @property
     def target(self) -> Target:
         """What launches are counted for where nobody says otherwise: the H100."""
-        return Target(cuda=self.backend in ("cuda", "network"))
+        return Target(cuda=self.backend in OF_CUDA)
 
     def costs(self, shape: Shape, target: Target | None = None) -> list[StepCost]:
         """The cost of each step for an input of `shape` [N, C, H, W]; our launches are configured for the H100, without

@@ -49,7 +49,7 @@ def later(out: Path, dry: bool) -> Iterator[Stage]:
 
 
 def other_cases(out: Path) -> Stage:
-    """Those of the suite that have no stage above; of 320x320 there are none, for which a cluster has no room."""
+    """Those of the suite that have no stage above; of 320x320 there are none, for which a Large has no room."""
     timed = " or ".join(either(f"float16-{batch}-224") for batch in (1, 128, 8))
     return _timed("networks-network", out, f"{CONTENDER} and not 320 and not ({timed})", 600)
 

@@ -9,7 +9,7 @@ import click
 import torch
 
 from mbv3fast.alternatives import alternatives
-from mbv3fast.backend import BACKENDS, PLANS, BackendError
+from mbv3fast.backend import BACKENDS, OF_CUDA, PLANS, BackendError
 from mbv3fast.cli.options import DTYPES
 from mbv3fast.cost import plan_cost
 from mbv3fast.factory import large, small
@@ -61,7 +61,7 @@ def plan(
         raise click.UsageError("--gpu counts launches by step, and --plan network is one: see mbv3fast stages")
     shape = (batch, 3, size, size)
     backend = _OF_PLANS[named] if named else backend
-    dtype = dtype or ("float16" if gpu or backend in ("cuda", "network") else "float32")
+    dtype = dtype or ("float16" if gpu or backend in OF_CUDA else "float32")
     backend = backend or ("triton" if gpu else "auto")
     steps = _plan(model, dtype, backend)
     counted: Counted = {"model": model, "dtype": dtype, **steps.to_dict(shape)}
@@ -81,7 +81,7 @@ def plan(
 def _plan(model: str, dtype: str, backend: str) -> Plan:
     try:
         with torch.device("meta"):  # counted, never computed
-            named = backend if backend in ("cuda", "network") else None  # plans that are counted without their library
+            named = backend if backend in OF_CUDA else None  # plans that are counted without their library
             network = (large if model == "large" else small)(backend="auto" if named else backend)
             return network.to(DTYPES[dtype]).eval().plan(named)
     except (BackendError, ValueError) as error:
